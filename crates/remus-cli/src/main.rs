@@ -1,0 +1,2 @@
+//! The `remus` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! One node: the services, topics and listeners behind `remus up`.

@@ -1,0 +1,1 @@
+//! TLS policy and identities: what is offered, what is trusted, and the local CA.

@@ -1,0 +1,1 @@
+//! The Remus session, sans-IO: lifecycle, streams, credit, priorities, clock.

@@ -1,0 +1,1 @@
+//! Fixtures for tests: vectors, a deterministic generator, fuzz bodies.

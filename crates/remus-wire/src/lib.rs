@@ -1,0 +1,1 @@
+//! Remus on the wire: bytes to records and back.

@@ -1,0 +1,1 @@
+//! Typed calls, streams and topics over one connection: Client, Server, Router.

@@ -152,3 +152,67 @@ impl Lock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_has_one_holder_and_a_waiter_gives_up_in_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let held = Lock::acquire(&path, Duration::ZERO).unwrap().expect("free");
+        assert!(Lock::acquire(&path, Duration::ZERO).unwrap().is_none());
+        assert!(Lock::acquire(&path, LOCK_RETRY * 2).unwrap().is_none());
+        drop(held);
+        assert!(Lock::acquire(&path, Duration::ZERO).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_waiter_gets_the_lock_when_its_holder_lets_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let held = Lock::acquire(&path, Duration::ZERO).unwrap().expect("free");
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| Lock::acquire(&path, Duration::from_secs(60)));
+            drop(held);
+            assert!(waiter.join().unwrap().unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn a_failed_replacement_leaves_the_old_file_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        // A directory of the target's name makes the rename fail, after the write.
+        fs::create_dir(directory.path().join("target")).unwrap();
+        fs::write(directory.path().join("target/inside"), "kept").unwrap();
+        replace(directory.path(), "target", b"new", Access::Public).unwrap_err();
+        let left: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["target"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_is_private_before_its_first_byte_and_never_written_through_a_link() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let file = create(&path, Access::Private).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        assert_eq!(
+            file.metadata().unwrap().permissions().mode() & 0o777,
+            PRIVATE
+        );
+
+        let elsewhere = directory.path().join("elsewhere");
+        fs::write(&elsewhere, "untouched").unwrap();
+        symlink(&elsewhere, directory.path().join(".key.new")).unwrap();
+        replace(directory.path(), "key", b"secret", Access::Private).unwrap();
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "untouched");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "secret");
+        assert_eq!(exposed_mode(&path).unwrap(), None);
+    }
+}

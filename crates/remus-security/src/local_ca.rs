@@ -578,3 +578,6 @@ fn corrupt(path: &Path, reason: impl ToString) -> IdentityError {
         reason: reason.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

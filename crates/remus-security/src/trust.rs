@@ -116,7 +116,7 @@ pub enum TrustError {
     )]
     NoCertificate(PathBuf),
     /// A file is broken PEM.
-    #[error("{} is not valid PEM: {source:?}", path.display())]
+    #[error("{} is not valid PEM: {source}", path.display())]
     #[expect(missing_docs, reason = "the message names every field")]
     BadPem { path: PathBuf, source: pem::Error },
     /// A certificate in a file cannot be a root.
@@ -176,15 +176,25 @@ impl PinMismatch {
             if let Some(found) = error.downcast_ref() {
                 return Some(found);
             }
-            // rustls's errors do not name their inner error as their source.
-            next = match error.downcast_ref() {
-                Some(rustls::Error::InvalidCertificate(CertificateError::Other(inner))) => {
-                    Some(inner.0.as_ref())
-                }
-                _ => error.source(),
-            };
+            next = inner(error);
         }
         None
+    }
+}
+
+/// The error wrapped in `error`, also where it does not name it as its source.
+fn inner<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> Option<&'e (dyn std::error::Error + 'static)> {
+    if let Some(error) = error.downcast_ref::<std::io::Error>() {
+        // Its source is the source of the wrapped error, which leaves that one out.
+        return error.get_ref().map(|inner| inner as _);
+    }
+    match error.downcast_ref() {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) => {
+            Some(inner.as_ref())
+        }
+        _ => error.source(),
     }
 }
 
@@ -262,4 +272,41 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), CertificateE
         validity.not_before.timestamp(),
         validity.not_after.timestamp(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::policy::TlsPolicy;
+
+    #[test]
+    fn a_pinned_certificate_is_refused_outside_its_time() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.not_before = rcgen::date_time_ymd(2001, 9, 9); // 999993600
+        params.not_after = rcgen::date_time_ymd(2001, 9, 10); // 1000080000
+        let certificate = params.self_signed(&key).unwrap();
+        let verifier = Trust::pinned(Fingerprint::of(certificate.der()))
+            .verifier(TlsPolicy::RequirePostQuantum.provider())
+            .unwrap();
+        let verify_at = |seconds| {
+            let name = ServerName::try_from("localhost").unwrap();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            verifier
+                .verify_server_cert(certificate.der(), &[], &name, &[], now)
+                .map(drop)
+        };
+        assert_eq!(
+            verify_at(999_993_599),
+            Err(CertificateError::NotValidYet.into())
+        );
+        assert_eq!(verify_at(999_993_600), Ok(()));
+        assert_eq!(verify_at(1_000_080_000), Ok(()));
+        assert_eq!(
+            verify_at(1_000_080_001),
+            Err(CertificateError::Expired.into())
+        );
+    }
 }

@@ -4,11 +4,6 @@
 //! `**DEMO-12**`, and whose first line says MUST. A test names it by writing the id down: in the code, a
 //! comment or a message of a test, or in a file of vectors.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a file that cannot be read is a failed test"
-)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;

@@ -38,7 +38,7 @@ impl Batch {
         }
     }
 
-    /// Reads exactly one record. The parts share the buffer. Offsets of errors inside a message count from its start.
+    /// Reads exactly one record. The messages share its buffer.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl Batch {
                     remaining: length(remaining),
                 });
             };
-            let message = Message::decode(reader.bytes("message", size)?, limits)?;
+            let message = Message::decode_at(reader.bytes("message", size)?, at.offset, limits)?;
             if message.flags.contains(Flags::BATCH_REQUEST) {
                 return Err(DecodeError::NestedBatch(at));
             }

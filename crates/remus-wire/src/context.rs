@@ -28,10 +28,8 @@ fn shape(kind: u8) -> Option<(&'static str, Shape)> {
         TENANT => ("tenant", Shape::Text),
         AUTHENTICATION => (
             "authentication",
-            Shape::Record(|reader| {
-                reader
-                    .within("Authentication", AuthenticationRecord::read)
-                    .map(drop)
+            Shape::Record("Authentication", |reader| {
+                AuthenticationRecord::read(reader).map(drop)
             }),
         ),
         CONTENT_TYPE => ("content_type", Shape::Text),
@@ -41,7 +39,7 @@ fn shape(kind: u8) -> Option<(&'static str, Shape)> {
         PADDING => ("padding", Shape::Opaque),
         CUSTOM => (
             "custom",
-            Shape::Repeated(|reader| {
+            Shape::Repeated("Custom", |reader| {
                 reader.text("key")?;
                 reader.blob("value").map(drop)
             }),

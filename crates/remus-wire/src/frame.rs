@@ -89,6 +89,21 @@ impl FrameHeader {
         }
     }
 
+    /// Reads and judges the header that `prefix` begins with; `None` while its 8 bytes are not all there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`judge`](Self::judge).
+    #[inline]
+    pub fn peek(prefix: &[u8], max_payload: u32) -> Result<Option<Self>, DecodeError> {
+        let Some(bytes) = prefix.first_chunk::<{ Self::LEN }>() else {
+            return Ok(None);
+        };
+        let header = Self::decode(*bytes);
+        header.judge(max_payload)?;
+        Ok(Some(header))
+    }
+
     /// Whether a frame of this type and length may come, before any of its payload is there.
     ///
     /// `max_payload` is this endpoint's `max_frame` in bytes; above [`MAX_FRAME`] it counts as that.
@@ -236,6 +251,16 @@ impl Frame {
                 body,
             })
         })
+    }
+
+    /// The frame of a header that was [judged](FrameHeader::judge) and its whole payload, which is not copied.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] where the payload is not what the header announced.
+    #[inline]
+    pub fn from_parts(header: FrameHeader, payload: Bytes) -> Result<Self, DecodeError> {
+        FrameBody::decode(header.kind, payload).map(|body| Self { stream: header.stream, body })
     }
 
     /// The header that [`encode`](Self::encode) writes.

@@ -13,8 +13,8 @@ use crate::{
     reader::{put_blob, put_len, put_text},
 };
 
-/// Most streams of one resume: as many as a session can have open at once.
-pub const MAX_RESUMED_STREAMS: u32 = 65_536;
+/// Most streams of one resume: all that a session can have open at once, without the control stream.
+pub const MAX_RESUMED_STREAMS: u32 = 65_535;
 
 const OFFER: u8 = 1;
 const ACCEPT: u8 = 2;
@@ -42,7 +42,7 @@ pub enum Handshake {
     Refused(ErrorRecord),
     /// 7: the client takes up a session that lost its carrier.
     Resume(Resume),
-    /// 8: the session goes on; how far the acceptor has taken in each stream.
+    /// 8: the session goes on; how far the acceptor has taken in each stream, as in [`Resume::streams`].
     Resumed(Vec<StreamOffset>),
 }
 
@@ -143,7 +143,7 @@ impl Handshake {
     ///
     /// # Errors
     ///
-    /// [`DecodeError`], with [`DecodeError::Reserved`] for an unknown step.
+    /// [`DecodeError`], with [`DecodeError::Reserved`] for an unknown step and for an offset of the control stream.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("Handshake", bytes);
         let at = reader.at("step");
@@ -191,10 +191,43 @@ fn put_offsets(out: &mut impl BufMut, streams: &[StreamOffset]) {
 fn read_offsets(reader: &mut Reader) -> Result<Vec<StreamOffset>, DecodeError> {
     let count = reader.count("stream_count", MAX_RESUMED_STREAMS)?;
     let mut streams = Vec::new();
+    let mut seen = StreamSet::default();
     for _ in 0..count {
+        let at = reader.at("stream");
         let stream = StreamId(reader.u16("stream")?);
+        if stream.is_control() {
+            return Err(DecodeError::Reserved { at, value: 0 });
+        }
+        if !seen.insert(stream) {
+            return Err(DecodeError::Duplicate {
+                at,
+                value: stream.0.into(),
+            });
+        }
         let offset = reader.u64("offset")?;
         streams.push(StreamOffset { stream, offset });
     }
     Ok(streams)
+}
+
+/// Which streams were seen, a bit each: 8 KiB at most.
+#[derive(Default)]
+struct StreamSet(Vec<u8>);
+
+impl StreamSet {
+    /// Adds a stream; false where it was there.
+    fn insert(&mut self, stream: StreamId) -> bool {
+        let byte = usize::from(stream.0 / 8);
+        let bit = 1 << (stream.0 % 8);
+        if self.0.len() <= byte {
+            self.0.resize(byte + 1, 0);
+        }
+        match self.0.get_mut(byte) {
+            Some(bits) if *bits & bit == 0 => {
+                *bits |= bit;
+                true
+            }
+            _ => false,
+        }
+    }
 }

@@ -175,7 +175,7 @@ impl Message {
             return Ok(None);
         };
         let total = u32::from_be_bytes(*total);
-        check_total(total, limits)?;
+        check_total(total, 0, limits)?;
         if let Some(0) = prefix.get(4) {
             return Err(DecodeError::Reserved {
                 at: at("type", 4),
@@ -208,10 +208,20 @@ impl Message {
     /// [`DecodeError::TooLarge`] and [`DecodeError::LengthPastEnd`] by their lengths, and what
     /// [`Routing::decode`] and [`Context::decode`] find; [`DecodeError::TrailingBytes`] after the payload.
     #[inline]
-    pub fn decode(mut bytes: Bytes, limits: &MessageLimits) -> Result<Self, DecodeError> {
+    pub fn decode(bytes: Bytes, limits: &MessageLimits) -> Result<Self, DecodeError> {
+        Self::decode_at(bytes, 0, limits)
+    }
+
+    /// As [`decode`](Self::decode), for a message that lies `base` bytes into the decoder's input.
+    #[inline]
+    pub(crate) fn decode_at(
+        mut bytes: Bytes,
+        base: usize,
+        limits: &MessageLimits,
+    ) -> Result<Self, DecodeError> {
         let len = bytes.len();
         let Some(fixed) = bytes.first_chunk::<FIXED_LEN>() else {
-            return Err(too_short(&bytes, limits));
+            return Err(wrong_total(&bytes, base, limits));
         };
         #[rustfmt::skip]
         let [
@@ -220,11 +230,11 @@ impl Message {
         ] = *fixed;
         let total = u32::from_be_bytes([t0, t1, t2, t3]);
         if usize::try_from(total) != Ok(len) || len < Self::HEADER_LEN || total > limits.message {
-            return Err(too_short(&bytes, limits));
+            return Err(wrong_total(&bytes, base, limits));
         }
         if kind == 0 {
             return Err(DecodeError::Reserved {
-                at: at("type", 4),
+                at: at("type", base + 4),
                 value: 0,
             });
         }
@@ -239,16 +249,16 @@ impl Message {
             let max = limits.routing;
             let size = check_part(
                 "routing_length",
-                ROUTING_LENGTH_AT,
+                base + ROUTING_LENGTH_AT,
                 routing_len,
                 after,
                 max,
                 Limit::Routing,
             )?;
-            Routing::decode_at(bytes.split_to(size), FIXED_LEN)?
+            Routing::take(&mut bytes, size, base + FIXED_LEN)?
         };
 
-        let offset = len - bytes.len();
+        let offset = base + len - bytes.len();
         let context_len = take_u32(&mut bytes, "context_length", offset)?;
         let context = if context_len == 0 {
             Context::new()
@@ -266,7 +276,7 @@ impl Message {
             Context::decode_at(bytes.split_to(size), offset + LENGTH_LEN)?
         };
 
-        let offset = len - bytes.len();
+        let offset = base + len - bytes.len();
         let payload_len = take_u32(&mut bytes, "payload_length", offset)?;
         if length(bytes.len()) != u64::from(payload_len) {
             return Err(wrong_payload_len(payload_len, bytes.len(), offset));
@@ -285,7 +295,7 @@ impl Message {
         })
     }
 
-    /// Length of the encoded message, in bytes. What is above the peer's limit must not be encoded.
+    /// Length of the encoded message, in bytes. Compare it with the peer's limit before encoding.
     #[must_use]
     #[inline]
     pub fn encoded_len(&self) -> usize {
@@ -325,13 +335,22 @@ impl Message {
             t0, t1, t2, t3, kind, f0, f1, q0, q1, q2, q3, s0, s1, s2, s3, s4, s5, s6, s7,
             p0, p1, l0, l1, r0, r1, r2, r3,
         ];
-        if routing_len == 0 && context_len == 0 {
-            // The common case, in one write.
-            let mut head = [0; Self::HEADER_LEN];
-            let (start, lengths) = head.split_at_mut(FIXED_LEN);
+        if context_len == 0 && routing_len <= Routing::FIXED_LEN {
+            // Nearly every message: no options. One write instead of up to six.
+            let mut head = [0; Self::HEADER_LEN + Routing::FIXED_LEN];
+            let [s0, s1, s2, s3] = self.routing.service.0.to_be_bytes();
+            let [m0, m1, m2, m3] = self.routing.method.0.to_be_bytes();
+            let (start, rest) = head.split_at_mut(FIXED_LEN);
             start.copy_from_slice(&fixed);
-            lengths.copy_from_slice(&[0, 0, 0, 0, y0, y1, y2, y3]);
-            out.put_slice(&head);
+            if routing_len == 0 {
+                let (lengths, unused) = rest.split_at_mut(2 * LENGTH_LEN);
+                lengths.copy_from_slice(&[0, 0, 0, 0, y0, y1, y2, y3]);
+                let used = Self::HEADER_LEN + Routing::FIXED_LEN - unused.len();
+                out.put_slice(head.split_at(used).0);
+            } else {
+                rest.copy_from_slice(&[s0, s1, s2, s3, m0, m1, m2, m3, 0, 0, 0, 0, y0, y1, y2, y3]);
+                out.put_slice(&head);
+            }
         } else {
             out.put_slice(&fixed);
             self.routing.encode(out);
@@ -350,10 +369,10 @@ const fn at(field: &'static str, offset: usize) -> At {
     }
 }
 
-fn check_total(total: u32, limits: &MessageLimits) -> Result<(), DecodeError> {
+fn check_total(total: u32, base: usize, limits: &MessageLimits) -> Result<(), DecodeError> {
     if total > limits.message {
         return Err(DecodeError::TooLarge {
-            at: at("total_length", 0),
+            at: at("total_length", base),
             value: total.into(),
             max: limits.message.into(),
             limit: Limit::Message,
@@ -361,7 +380,7 @@ fn check_total(total: u32, limits: &MessageLimits) -> Result<(), DecodeError> {
     }
     if u64::from(total) < length(Message::HEADER_LEN) {
         return Err(DecodeError::LengthMismatch {
-            at: at("total_length", 0),
+            at: at("total_length", base),
             stated: total.into(),
             due: length(Message::HEADER_LEN),
         });
@@ -371,15 +390,15 @@ fn check_total(total: u32, limits: &MessageLimits) -> Result<(), DecodeError> {
 
 /// What is wrong with the total length of `bytes`, where something is.
 #[cold]
-fn too_short(bytes: &[u8], limits: &MessageLimits) -> DecodeError {
+fn wrong_total(bytes: &[u8], base: usize, limits: &MessageLimits) -> DecodeError {
     let Some(total) = bytes.first_chunk::<4>() else {
-        return DecodeError::Truncated(at("total_length", 0));
+        return DecodeError::Truncated(at("total_length", base));
     };
     let total = u32::from_be_bytes(*total);
-    match check_total(total, limits) {
+    match check_total(total, base, limits) {
         Err(error) => error,
         Ok(()) => DecodeError::LengthMismatch {
-            at: at("total_length", 0),
+            at: at("total_length", base),
             stated: total.into(),
             due: length(bytes.len()),
         },

@@ -2,7 +2,7 @@
 //! context. Spec: wire §3.1.
 //!
 //! Knows how a list is walked, not what a kind means: that is the [`Shape`] table's of its owner.
-//! Invariant of [`Options`]: `bytes` is a whole list, every known kind in it has its shape, and single-valued
+//! Invariant of [`Options`]: `bytes` is a whole list and not empty, every known kind in it has its shape, and single-valued
 //! kinds stand once. What is set through the public interface keeps it.
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -38,26 +38,25 @@ pub(crate) enum Shape {
     Fixed(usize),
     /// At least one element of this many bytes.
     List(usize),
-    /// A record, checked by this.
-    Record(fn(&mut Reader) -> Result<(), DecodeError>),
+    /// A record of this name, checked by this.
+    Record(&'static str, fn(&mut Reader) -> Result<(), DecodeError>),
     /// As `Record`, and the kind may stand more than once.
-    Repeated(fn(&mut Reader) -> Result<(), DecodeError>),
+    Repeated(&'static str, fn(&mut Reader) -> Result<(), DecodeError>),
 }
 
 /// A list of options that was checked.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Options {
-    bytes: Bytes,
+    /// `None` where there is no option: then decoding, cloning and dropping a message cost nothing for it.
+    bytes: Option<Bytes>,
 }
 
 impl Options {
     pub(crate) const fn new() -> Self {
-        Self {
-            bytes: Bytes::new(),
-        }
+        Self { bytes: None }
     }
 
-    /// Checks a list of options.
+    /// Checks a list of options, at least one.
     ///
     /// `shape` gives the name and shape of a known kind. `offset` is where `bytes` lies in the decoder's input.
     pub(crate) fn decode(
@@ -98,7 +97,7 @@ impl Options {
                 });
             };
             if let Some((_, shape)) = known {
-                if !matches!(shape, Shape::Repeated(_)) {
+                if !matches!(shape, Shape::Repeated(..)) {
                     let bit = 1 << (kind & 0x7f);
                     if seen & bit != 0 {
                         return Err(DecodeError::Duplicate {
@@ -109,7 +108,7 @@ impl Options {
                     seen |= bit;
                 }
                 let right_length = match shape {
-                    Shape::Opaque | Shape::Text | Shape::Record(_) | Shape::Repeated(_) => true,
+                    Shape::Opaque | Shape::Text | Shape::Record(..) | Shape::Repeated(..) => true,
                     Shape::Fixed(size) => len == size,
                     Shape::List(element) => len != 0 && len % element == 0,
                 };
@@ -123,10 +122,10 @@ impl Options {
                     Shape::Text if core::str::from_utf8(value).is_err() => {
                         return Err(DecodeError::InvalidUtf8(at(field)));
                     }
-                    Shape::Record(check) | Shape::Repeated(check) => {
+                    Shape::Record(inner, check) | Shape::Repeated(inner, check) => {
                         let value = bytes.slice_ref(value);
                         let start = offset + position + OPTION_HEAD;
-                        let mut reader = Reader::at_offset(field, value, start);
+                        let mut reader = Reader::at_offset(inner, value, start);
                         check(&mut reader)?;
                         reader.finish()?;
                     }
@@ -136,20 +135,22 @@ impl Options {
             position += OPTION_HEAD + len;
             rest = after;
         }
-        Ok(Self { bytes })
+        Ok(Self { bytes: Some(bytes) })
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.bytes.is_none()
     }
 
-    pub(crate) const fn as_bytes(&self) -> &Bytes {
-        &self.bytes
+    #[inline]
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.bytes.as_deref().unwrap_or_default()
     }
 
     /// All options in order, as kind and value.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u8, &[u8])> {
-        let mut rest: &[u8] = &self.bytes;
+        let mut rest = self.as_bytes();
         core::iter::from_fn(move || {
             let (&[kind, l0, l1], after) = rest.split_first_chunk::<OPTION_HEAD>()?;
             let (value, after) = after.split_at_checked(u16::from_be_bytes([l0, l1]).into())?;
@@ -183,7 +184,7 @@ impl Options {
 
     /// The value of the first option of this kind, sharing the buffer.
     pub(crate) fn bytes(&self, kind: u8) -> Option<Bytes> {
-        self.value(kind).map(|value| self.bytes.slice_ref(value))
+        Some(self.bytes.as_ref()?.slice_ref(self.value(kind)?))
     }
 
     /// Takes every option of this kind out.
@@ -191,14 +192,14 @@ impl Options {
         if self.value(kind).is_none() {
             return;
         }
-        let mut kept = BytesMut::with_capacity(self.bytes.len());
+        let mut kept = BytesMut::with_capacity(self.as_bytes().len());
         for (other, value) in self.iter() {
             if other != kind {
                 put_head(&mut kept, other, value.len());
                 kept.put_slice(value);
             }
         }
-        self.bytes = kept.freeze();
+        self.bytes = (!kept.is_empty()).then(|| kept.freeze());
     }
 
     /// Puts an option in the place of those of this kind. The value must have the kind's shape.
@@ -217,13 +218,15 @@ impl Options {
     /// Appends an option whose value `write` writes, exactly `len` bytes that fit an option.
     pub(crate) fn append(&mut self, kind: u8, len: usize, write: impl FnOnce(&mut BytesMut)) {
         // Appends in place where nobody shares the buffer.
-        let mut bytes = core::mem::take(&mut self.bytes)
-            .try_into_mut()
-            .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let mut bytes = self.bytes.take().map_or_else(BytesMut::new, |bytes| {
+            bytes
+                .try_into_mut()
+                .unwrap_or_else(|shared| BytesMut::from(&shared[..]))
+        });
         bytes.reserve(OPTION_HEAD + len);
         put_head(&mut bytes, kind, len);
         write(&mut bytes);
-        self.bytes = bytes.freeze();
+        self.bytes = Some(bytes.freeze());
     }
 }
 

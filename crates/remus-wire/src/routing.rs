@@ -2,16 +2,12 @@
 
 use core::fmt;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::{
-    DecodeError, MethodId, NodeId, OptionTooLong, Reader, RegionId, ServiceId, ServiceVersion,
-    ZoneId,
+    At, DecodeError, MethodId, NodeId, OptionTooLong, RegionId, ServiceId, ServiceVersion, ZoneId,
     options::{Options, Shape, check_len},
 };
-
-/// Bytes before the options: service and method.
-const FIXED_LEN: usize = 8;
 
 const AFFINITY: u8 = 1;
 const TARGET_NODE: u8 = 2;
@@ -51,6 +47,9 @@ pub struct Routing {
 }
 
 impl Routing {
+    /// Bytes before the options: service and method.
+    pub(crate) const FIXED_LEN: usize = 8;
+
     /// Nothing said.
     #[must_use]
     pub const fn new() -> Self {
@@ -212,7 +211,7 @@ impl Routing {
         if self.is_empty() {
             0
         } else {
-            FIXED_LEN + self.options.as_bytes().len()
+            Self::FIXED_LEN + self.options.as_bytes().len()
         }
     }
 
@@ -233,26 +232,49 @@ impl Routing {
     /// [`DecodeError::LengthPastEnd`], [`DecodeError::WrongLength`], [`DecodeError::InvalidUtf8`],
     /// [`DecodeError::Duplicate`], and [`DecodeError::Reserved`] for an unknown kind below 0x80.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
-        Self::decode_at(bytes, 0)
-    }
-
-    pub(crate) fn decode_at(bytes: Bytes, offset: usize) -> Result<Self, DecodeError> {
-        if bytes.is_empty() {
+        let mut bytes = bytes;
+        let len = bytes.len();
+        if len == 0 {
             return Ok(Self::new());
         }
-        let mut reader = Reader::at_offset("Routing", bytes, offset);
-        let service = ServiceId(reader.u32("service_id")?);
-        let method = MethodId(reader.u32("method_id")?);
-        let options = reader.rest();
-        let options = if options.is_empty() {
+        Self::take(&mut bytes, len, 0)
+    }
+
+    /// Takes routing information of `len` bytes, more than 0 and not more than there are, off `bytes`, which lie
+    /// `offset` bytes into the decoder's input.
+    #[inline]
+    pub(crate) fn take(bytes: &mut Bytes, len: usize, offset: usize) -> Result<Self, DecodeError> {
+        // The usual case has no options: it must not cost a share of the buffer.
+        let (Self::FIXED_LEN.., Some(&[s0, s1, s2, s3, m0, m1, m2, m3])) =
+            (len, bytes.first_chunk())
+        else {
+            return Err(Self::cut(len, offset));
+        };
+        bytes.advance(Self::FIXED_LEN);
+        let options = if len == Self::FIXED_LEN {
             Options::new()
         } else {
-            Options::decode("Routing", options, offset + FIXED_LEN, shape)?
+            let options = bytes.split_to(len - Self::FIXED_LEN);
+            Options::decode("Routing", options, offset + Self::FIXED_LEN, shape)?
         };
         Ok(Self {
-            service,
-            method,
+            service: ServiceId(u32::from_be_bytes([s0, s1, s2, s3])),
+            method: MethodId(u32::from_be_bytes([m0, m1, m2, m3])),
             options,
+        })
+    }
+
+    #[cold]
+    fn cut(len: usize, offset: usize) -> DecodeError {
+        let (field, start) = if len < 4 {
+            ("service_id", 0)
+        } else {
+            ("method_id", 4)
+        };
+        DecodeError::Truncated(At {
+            record: "Routing",
+            field,
+            offset: offset + start,
         })
     }
 

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use bytes::{BufMut, Bytes};
+use sha2::{Digest, Sha256};
 
 use crate::{
     DecodeError, Reader, ServiceId,
@@ -49,6 +50,33 @@ pub struct SchemaGift {
     pub descriptor: Bytes,
 }
 
+impl SchemaGift {
+    /// A schema with the digest that it has.
+    #[must_use]
+    pub fn new(service: ServiceId, major: u16, minor: u16, descriptor: Bytes) -> Self {
+        let digest = digest(&descriptor);
+        Self {
+            entry: SchemaEntry {
+                service,
+                major,
+                minor,
+                digest,
+            },
+            descriptor,
+        }
+    }
+
+    /// Whether the descriptor has the digest that the entry states. One that has not must not be used.
+    #[must_use]
+    pub fn is_genuine(&self) -> bool {
+        digest(&self.descriptor) == self.entry.digest
+    }
+}
+
+fn digest(descriptor: &[u8]) -> [u8; 32] {
+    Sha256::digest(descriptor).into()
+}
+
 impl Schema {
     /// Number of the step, 1 to 3.
     #[must_use]
@@ -92,7 +120,7 @@ impl Schema {
         }
     }
 
-    /// Reads exactly one record. Whether a gift has the digest that it states is not looked at here.
+    /// Reads exactly one record. Whether a gift has the digest that it states is [`SchemaGift::is_genuine`]'s to say.
     ///
     /// # Errors
     ///

@@ -1,6 +1,9 @@
 //! Whole TLS handshakes in memory, between this crate's configurations and foreign ones.
 
-#![expect(clippy::unwrap_used, reason = "a fixture that cannot be made is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fixture that cannot be made is a failed test"
+)]
 
 use std::path::Path;
 use std::sync::Arc;

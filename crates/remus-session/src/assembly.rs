@@ -1,0 +1,98 @@
+//! A message that arrives in parts. Spec: wire §2.
+//!
+//! Its header is judged when the first parts hold it; memory grows with what has arrived, never with what was announced.
+
+use bytes::{Bytes, BytesMut};
+use remus_wire::{DecodeError, Flags, Message, MessageLimits, MessageType};
+
+/// Parts so far.
+#[derive(Debug, Default)]
+pub(crate) struct Assembly {
+    bytes: BytesMut,
+    /// The total that the header announces, once it is known.
+    pub(crate) total: Option<usize>,
+}
+
+impl Assembly {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Adds a part; the announced total becomes known, and is judged, as soon as the header is there.
+    pub(crate) fn push(&mut self, part: &Bytes, limits: &MessageLimits) -> Result<(), DecodeError> {
+        self.bytes.extend_from_slice(part);
+        if self.total.is_none() {
+            self.total = Message::peek_len(&self.bytes, limits)?
+                .map(|total| usize::try_from(total).unwrap_or(usize::MAX));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> Bytes {
+        self.bytes.freeze()
+    }
+}
+
+/// Bytes of a message's header up to and including its flags.
+const FLAGS_END: usize = 7;
+
+/// Follows a direction whose bytes are dropped just closely enough to see where it ends.
+#[derive(Debug, Default)]
+pub(crate) struct Discard {
+    head: Vec<u8>,
+}
+
+impl Discard {
+    /// Starts within the message that has half arrived.
+    pub(crate) fn within(assembly: Option<&Assembly>) -> Self {
+        let bytes = assembly.map_or(&[][..], Assembly::bytes);
+        Self {
+            head: bytes.iter().copied().take(FLAGS_END).collect(),
+        }
+    }
+
+    /// Sees the next bytes; true when a message ends here that ends its direction.
+    pub(crate) fn push(&mut self, bytes: &[u8], last: bool) -> bool {
+        let missing = FLAGS_END.saturating_sub(self.head.len());
+        self.head.extend(bytes.iter().copied().take(missing));
+        if !last {
+            return false;
+        }
+        let head = core::mem::take(&mut self.head);
+        match head.as_slice() {
+            [_, _, _, _, kind, high, low, ..] => {
+                let flags = Flags(u16::from_be_bytes([*high, *low]));
+                let kind = MessageType(*kind);
+                flags.contains(Flags::STREAM_END)
+                    || matches!(
+                        kind,
+                        MessageType::RESPONSE | MessageType::ERROR | MessageType::STREAM_END
+                    )
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_direction_is_followed_to_its_end() {
+        let mut end = Message::new(MessageType::STREAM_END, Bytes::new());
+        let mut bytes = Vec::new();
+        end.encode(&mut bytes);
+        let mut discard = Discard::default();
+        assert!(!discard.push(&bytes[..3], false));
+        assert!(discard.push(&bytes[3..], true));
+        end.kind = MessageType::STREAM;
+        bytes.clear();
+        end.encode(&mut bytes);
+        assert!(!discard.push(&bytes, true));
+        end.flags = Flags::STREAM_END;
+        bytes.clear();
+        end.encode(&mut bytes);
+        assert!(discard.push(&bytes, true));
+    }
+}

@@ -1,0 +1,218 @@
+//! Calls in flight, of either side, and how they are found again. Spec: core §4.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use core::time::Duration;
+use remus_wire::{
+    Context, ErrorCode, ErrorRecord, Flags, Message, Priority, RequestId, Routing, StreamId,
+    Timestamp,
+};
+
+/// A call as the application knows it. Spent keys are recognised, never mistaken for a later call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallKey {
+    pub(crate) index: u32,
+    pub(crate) serial: u32,
+}
+
+/// Which directions of a call carry more than one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One request, one answer.
+    Unary,
+    /// One request, any number of answers.
+    ServerStream,
+    /// Any number of elements, one answer.
+    ClientStream,
+    /// Both.
+    TwoWay,
+}
+
+impl Shape {
+    /// Whether elements follow the request.
+    #[must_use]
+    pub fn request_streams(self) -> bool {
+        matches!(self, Self::ClientStream | Self::TwoWay)
+    }
+}
+
+/// A request to be sent.
+#[derive(Clone, Debug, Default)]
+pub struct Outgoing {
+    /// Where it goes.
+    pub routing: Routing,
+    /// What travels with it.
+    pub context: Context,
+    /// Idempotent, sensitive and the like; the session adds what belongs to it.
+    pub flags: Flags,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// The time budget; `None` for none.
+    pub timeout: Option<Duration>,
+    /// The application's bytes; empty where elements follow.
+    pub payload: Bytes,
+}
+
+/// The answer to a unary call.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// It worked.
+    Reply {
+        /// The application's bytes.
+        payload: Bytes,
+        /// What travels with it.
+        context: Context,
+        /// Cacheable, sensitive and the like.
+        flags: Flags,
+    },
+    /// It did not.
+    Error(ErrorRecord),
+}
+
+/// What a streaming call delivers, in order.
+#[derive(Clone, Debug)]
+pub enum Received {
+    /// One element, or the answer to a call that streamed its request.
+    Element(Message),
+    /// The direction ended; with an error where it did not end well. Nothing follows.
+    End(Option<ErrorRecord>),
+}
+
+/// One call in flight.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) serial: u32,
+    /// Whether we made it.
+    pub(crate) local: bool,
+    pub(crate) request_id: RequestId,
+    pub(crate) stream: StreamId,
+    /// Whether the stream is this call's alone.
+    pub(crate) owns_stream: bool,
+    /// Whether the application reads it through the inbox.
+    pub(crate) streams: bool,
+    pub(crate) priority: Priority,
+    pub(crate) deadline: Option<Timestamp>,
+    pub(crate) inbox: VecDeque<Received>,
+    /// Whether `Readable` is out and not yet answered by an empty `recv`.
+    pub(crate) signalled: bool,
+    /// Nothing more will be put into the inbox.
+    pub(crate) recv_ended: bool,
+    /// The application ended its direction, or was stopped.
+    pub(crate) send_ended: bool,
+    pub(crate) stopped: Option<ErrorCode>,
+    pub(crate) wants_writable: bool,
+    /// Counted against the limit on open calls.
+    pub(crate) counted: bool,
+    /// The batch it belongs to and its place there.
+    pub(crate) batch: Option<(u32, usize)>,
+    /// Whether this is a batch of ours, whose answer is a batch.
+    pub(crate) is_batch: bool,
+}
+
+/// A batch of the peer's whose answers are being gathered.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) outer: CallKey,
+    pub(crate) answers: Vec<Option<Message>>,
+    pub(crate) missing: usize,
+    pub(crate) bytes: usize,
+}
+
+/// Request IDs of our open calls: monotonic, so that a shutdown can say "up to here", and found by masking.
+///
+/// An ID whose slot is still taken by a long-running call is skipped, so a lookup never probes.
+#[derive(Debug)]
+pub(crate) struct LocalIds {
+    slots: Vec<Option<(u32, u32)>>,
+    next: u32,
+}
+
+impl LocalIds {
+    pub(crate) fn new() -> Self {
+        Self {
+            slots: vec![None; 256],
+            next: 1,
+        }
+    }
+
+    /// Draws the next ID for the call at `index`; `open` is the number of open calls, which decides the table's size.
+    pub(crate) fn insert(&mut self, index: u32, open: usize) -> RequestId {
+        if open.saturating_mul(2) >= self.slots.len() {
+            self.grow();
+        }
+        loop {
+            let id = self.next;
+            self.next = self.next.checked_add(1).unwrap_or(1);
+            let mask = self.mask();
+            if let Some(slot @ None) = self.slots.get_mut(id as usize & mask) {
+                *slot = Some((id, index));
+                return RequestId(id);
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, id: RequestId) -> Option<u32> {
+        match self.slots.get(id.0 as usize & self.mask()) {
+            Some(&Some((taken, index))) if taken == id.0 => Some(index),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: RequestId) {
+        let mask = self.mask();
+        if let Some(slot) = self.slots.get_mut(id.0 as usize & mask)
+            && matches!(slot, Some((taken, _)) if *taken == id.0)
+        {
+            *slot = None;
+        }
+    }
+
+    fn mask(&self) -> usize {
+        self.slots.len().saturating_sub(1)
+    }
+
+    /// Doubles the table. IDs that differ modulo the old size differ modulo the new one, so nothing collides.
+    fn grow(&mut self) {
+        let mut slots = vec![None; self.slots.len().saturating_mul(2)];
+        let mask = slots.len().saturating_sub(1);
+        for entry in self.slots.iter().flatten() {
+            if let Some(slot) = slots.get_mut(entry.0 as usize & mask) {
+                *slot = Some(*entry);
+            }
+        }
+        self.slots = slots;
+    }
+}
+
+/// Request IDs of the peer's open calls.
+pub(crate) type PeerIds = HashMap<u32, u32>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Spec: CORE-22
+    #[test]
+    fn ids_rise_skip_what_is_open_and_survive_growth() {
+        let mut ids = LocalIds::new();
+        let long = ids.insert(7, 0);
+        let mut previous = long;
+        for n in 0..10_000_u32 {
+            let id = ids.insert(n, 1);
+            assert!(id.0 > previous.0, "IDs rise");
+            assert_eq!(ids.get(id), Some(n));
+            ids.remove(id);
+            assert_eq!(ids.get(id), None);
+            previous = id;
+        }
+        assert_eq!(ids.get(long), Some(7), "the long call is still found");
+        let many: Vec<_> = (0..3000_u32)
+            .map(|n| (n, ids.insert(n, n as usize + 1)))
+            .collect();
+        for (n, id) in many {
+            assert_eq!(ids.get(id), Some(n));
+        }
+        assert_eq!(ids.get(long), Some(7));
+    }
+}

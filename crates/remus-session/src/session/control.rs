@@ -1,0 +1,488 @@
+//! The control stream: the lifecycle's records, heartbeats, shutdown. Spec: core §2, §8, §9.
+
+use bytes::{Bytes, BytesMut};
+use core::time::Duration;
+use remus_wire::{
+    Authenticated, AuthenticationRecord, Capabilities, Capability, ErrorCode, ErrorRecord,
+    Handshake, Heartbeat, Limits, Message, MessageType, Query, QueryAnswer, RequestId, ResumeToken,
+    Schema, Shutdown, StreamId, Text, Timestamp, Version, VersionRecord,
+};
+
+use super::{Closing, Session};
+use crate::config::INITIAL_LIMITS;
+use crate::error::SessionError;
+use crate::event::{Event, Grant, Negotiated, Side};
+use crate::lane::LaneId;
+use crate::state::{Input, State};
+
+impl Session {
+    /// Offer, capability, authentication, query and schema offer, all at once. Spec: core §2.
+    pub(super) fn send_first_flight(&mut self, now: Timestamp) {
+        let offer = self.version_record();
+        self.send_handshake(now, &Handshake::Offer(offer));
+        self.send_capability(now);
+        let authentication = self.config.authentication.clone();
+        self.send_handshake(now, &Handshake::Authenticate(authentication));
+        let mut payload = BytesMut::new();
+        self.config.query.encode(&mut payload);
+        self.query_id = Some(1);
+        self.send_control(now, MessageType::QUERY, RequestId(1), payload.freeze());
+        self.send_schema(now, &Schema::Offer(Vec::new()));
+    }
+
+    fn version_record(&self) -> VersionRecord {
+        let mut record = VersionRecord::new(self.config.features);
+        record.set_idle_timeout(self.config.idle_timeout);
+        record
+    }
+
+    fn send_control(
+        &mut self,
+        now: Timestamp,
+        kind: MessageType,
+        request_id: RequestId,
+        payload: Bytes,
+    ) {
+        let mut message = self.stamped(now, kind, payload);
+        message.request_id = request_id;
+        if let Some(lane) = self.lane_mut(LaneId::ZERO) {
+            lane.ready.put_message(StreamId(0), &message);
+        }
+        self.dirty |= LaneId::ZERO.bit();
+    }
+
+    fn send_handshake(&mut self, now: Timestamp, step: &Handshake) {
+        let mut payload = BytesMut::with_capacity(step.encoded_len());
+        step.encode(&mut payload);
+        self.send_control(now, MessageType::HANDSHAKE, RequestId(0), payload.freeze());
+    }
+
+    fn send_capability(&mut self, now: Timestamp) {
+        let record = Capability {
+            node: self.config.node,
+            node_type: self.config.node_type,
+            capabilities: Capabilities::default(),
+            limits: self.config.limits,
+            resources: self.config.resources,
+        };
+        let mut payload = BytesMut::new();
+        record.encode(&mut payload);
+        self.send_control(now, MessageType::CAPABILITY, RequestId(0), payload.freeze());
+    }
+
+    fn send_schema(&mut self, now: Timestamp, step: &Schema) {
+        let mut payload = BytesMut::with_capacity(step.encoded_len());
+        step.encode(&mut payload);
+        self.send_control(now, MessageType::SCHEMA, RequestId(0), payload.freeze());
+    }
+
+    pub(super) fn send_shutdown(&mut self, now: Timestamp, record: &Shutdown) {
+        let mut payload = BytesMut::with_capacity(record.encoded_len());
+        record.encode(&mut payload);
+        self.send_control(now, MessageType::SHUTDOWN, RequestId(0), payload.freeze());
+    }
+
+    /// Everything on stream 0, one arm a message type.
+    pub(super) fn on_control(
+        &mut self,
+        now: Timestamp,
+        message: Message,
+    ) -> Result<(), SessionError> {
+        match message.kind {
+            MessageType::HANDSHAKE => {
+                self.clock.observe(now, message.timestamp);
+                self.on_handshake(now, Handshake::decode(message.payload)?)
+            }
+            MessageType::CAPABILITY => {
+                self.on_capability(now, &Capability::decode(message.payload)?)
+            }
+            MessageType::HEARTBEAT if self.state.is_open() => self.on_heartbeat(now, &message),
+            MessageType::SHUTDOWN => self.on_shutdown(now, Shutdown::decode(message.payload)?),
+            MessageType::QUERY => {
+                let query = Query::decode(message.payload)?;
+                // The first one is a step of the lifecycle; later ones may come from either side.
+                self.advance(Input::Directory)?;
+                self.events
+                    .push_back(Event::Query(message.request_id, query));
+                Ok(())
+            }
+            MessageType::RESPONSE if self.query_id == Some(message.request_id.0) => {
+                let answer = QueryAnswer::decode(message.payload)?;
+                self.query_id = None;
+                self.advance(Input::Directory)?;
+                if let Some(negotiated) = &mut self.negotiated {
+                    negotiated.directory = answer;
+                }
+                Ok(())
+            }
+            MessageType::SCHEMA => self.on_schema(now, &Schema::decode(message.payload)?),
+            kind => Err(SessionError::MisplacedMessage {
+                kind,
+                stream: StreamId(0),
+            }),
+        }
+    }
+
+    fn on_handshake(&mut self, now: Timestamp, step: Handshake) -> Result<(), SessionError> {
+        match (self.side, step) {
+            (Side::Acceptor, Handshake::Offer(offer)) => {
+                self.advance(Input::Version)?;
+                self.on_offer(now, offer)
+            }
+            (Side::Client, Handshake::Accept(accepted)) => {
+                self.advance(Input::Version)?;
+                self.on_accept(now, &accepted)
+            }
+            (Side::Acceptor, Handshake::Authenticate(record)) => {
+                if self.state != State::Authentication && !self.state.is_open() {
+                    self.advance(Input::Renewal)?; // fails: out of turn
+                }
+                self.deciding = true;
+                self.events.push_back(Event::Authenticate(record));
+                Ok(())
+            }
+            (Side::Client, Handshake::Challenge(challenge)) => {
+                self.advance(Input::Challenge)?;
+                self.events.push_back(Event::Challenge(challenge));
+                Ok(())
+            }
+            (Side::Client, Handshake::Authenticated(granted)) => self.on_authenticated(granted),
+            (Side::Client, Handshake::Refused(record)) => {
+                let reason = if record.message.is_empty() {
+                    record.code.to_string()
+                } else {
+                    record.message.to_string()
+                };
+                self.carrier_lost(record.code, &reason);
+                Ok(())
+            }
+            (Side::Acceptor, Handshake::Resume(_)) => {
+                let error = ErrorRecord::new(
+                    ErrorCode::LOSS_OF_SESSION,
+                    Text::from_static("sessions are not kept after their carrier is lost"),
+                );
+                self.send_handshake(now, &Handshake::Refused(error));
+                Err(SessionError::NotOffered("resumption (feature 6)"))
+            }
+            (_, _) => Err(SessionError::MisplacedMessage {
+                kind: MessageType::HANDSHAKE,
+                stream: StreamId(0),
+            }),
+        }
+    }
+
+    fn on_offer(&mut self, now: Timestamp, offer: VersionRecord) -> Result<(), SessionError> {
+        let ours = Version::CURRENT;
+        if offer.version.major != ours.major {
+            let error = SessionError::UnsupportedVersion {
+                theirs: offer.version.major,
+                ours: ours.major,
+            };
+            let mut record = ErrorRecord::new(
+                ErrorCode::UNSUPPORTED_VERSION,
+                Text::from(error.to_string()),
+            );
+            record.details.push(Version::spoken(&[ours]));
+            self.send_handshake(now, &Handshake::Refused(record));
+            return Err(error);
+        }
+        if let Some(extension) = offer.unsupported() {
+            let error = SessionError::UnsupportedExtension(extension.0);
+            let record = ErrorRecord::new(
+                ErrorCode::UNSUPPORTED_EXTENSION,
+                Text::from(error.to_string()),
+            );
+            self.send_handshake(now, &Handshake::Refused(record));
+            return Err(error);
+        }
+        self.version = Version {
+            major: ours.major,
+            minor: ours.minor.min(offer.version.minor),
+        };
+        self.features = self.config.features.intersection(offer.features);
+        self.settle_idle_timeout(now, &offer);
+        let mut accept = self.version_record();
+        accept.version = self.version;
+        accept.features = self.features;
+        self.send_handshake(now, &Handshake::Accept(accept));
+        self.offer_taken = Some(Box::new(offer));
+        Ok(())
+    }
+
+    fn on_accept(&mut self, now: Timestamp, accepted: &VersionRecord) -> Result<(), SessionError> {
+        let ours = Version::CURRENT;
+        if accepted.version.major != ours.major || accepted.version.minor > ours.minor {
+            return Err(SessionError::UnsupportedVersion {
+                theirs: accepted.version.major,
+                ours: ours.major,
+            });
+        }
+        if let Some(extension) = accepted.unsupported() {
+            return Err(SessionError::UnsupportedExtension(extension.0));
+        }
+        self.version = accepted.version;
+        self.features = self.config.features.intersection(accepted.features);
+        self.settle_idle_timeout(now, accepted);
+        Ok(())
+    }
+
+    /// The lower of both sides' idle timeouts, but never so low that heartbeats would be a flood.
+    fn settle_idle_timeout(&mut self, now: Timestamp, theirs: &VersionRecord) {
+        const IDLE_TIMEOUT_MIN: Duration = Duration::from_millis(500);
+        let theirs = theirs
+            .idle_timeout()
+            .map_or(self.config.idle_timeout, |timeout| {
+                timeout.max(IDLE_TIMEOUT_MIN)
+            });
+        let idle = self.config.idle_timeout.min(theirs);
+        self.live
+            .set_idle_ms(now, u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    fn on_capability(&mut self, now: Timestamp, record: &Capability) -> Result<(), SessionError> {
+        self.advance(Input::Capability)?;
+        let (l, min) = (&record.limits, INITIAL_LIMITS);
+        for (field, value, min) in [
+            ("max_frame", l.max_frame, min.max_frame),
+            ("max_message", l.max_message, min.max_message),
+            ("max_calls", l.max_calls, min.max_calls),
+            ("stream_window", l.stream_window, min.stream_window),
+            ("session_window", l.session_window, min.session_window),
+        ] {
+            if value < min {
+                return Err(SessionError::LimitTooLow { field, value, min });
+            }
+        }
+        self.take_limits(*l);
+        if self.side == Side::Acceptor {
+            self.send_capability(now);
+        }
+        self.negotiated = Some(Box::new(Negotiated {
+            version: self.version,
+            features: self.features,
+            peer_limits: self.peer_limits,
+            peer_node: record.node,
+            peer_node_type: record.node_type,
+            idle_timeout: Duration::from_millis(self.live.idle_ms()),
+            grant: Grant::default(),
+            directory: QueryAnswer::default(),
+        }));
+        Ok(())
+    }
+
+    /// The peer's real limits replace the initial ones; credits only rise.
+    fn take_limits(&mut self, limits: Limits) {
+        use crate::config::STREAMS_MAX;
+        self.peer_limits = Limits {
+            max_streams: limits.max_streams.min(STREAMS_MAX),
+            ..limits
+        };
+        self.send_window.limit = self.send_window.limit.max(limits.session_window.into());
+        for id in [StreamId(1), StreamId(2)] {
+            if let Some(stream) = self.stream_mut(id) {
+                stream.send.limit = stream.send.limit.max(limits.stream_window.into());
+            }
+            self.schedule(id);
+        }
+    }
+
+    fn on_authenticated(&mut self, granted: Authenticated) -> Result<(), SessionError> {
+        let input = if self.state == State::Authentication {
+            Input::Identity
+        } else {
+            Input::Renewal
+        };
+        self.advance(input)?;
+        let grant = Grant {
+            session: granted.session,
+            expires: granted.expires,
+            claims: granted.claims,
+            authenticated: true,
+        };
+        if let Some(negotiated) = &mut self.negotiated {
+            negotiated.grant = grant.clone();
+        }
+        self.grant = grant;
+        Ok(())
+    }
+
+    fn on_schema(&mut self, now: Timestamp, step: &Schema) -> Result<(), SessionError> {
+        match (self.side, step) {
+            (_, Schema::Offer(_)) => {
+                // Descriptors come with the schema chapter; until then nothing that is offered is wanted.
+                self.advance(Input::Schema)?;
+                self.send_schema(now, &Schema::Want(Vec::new()));
+            }
+            (_, Schema::Want(wanted)) if wanted.is_empty() => self.advance(Input::Schema)?,
+            (_, Schema::Want(_)) => {
+                return Err(SessionError::NotOffered("a schema that was not offered"));
+            }
+            (_, Schema::Give(_)) => {
+                return Err(SessionError::NotOffered("a schema that was not asked for"));
+            }
+        }
+        self.become_active();
+        Ok(())
+    }
+
+    fn become_active(&mut self) {
+        if self.state != State::Active || self.peer_known {
+            return;
+        }
+        self.peer_known = true;
+        if let Some(offer) = self.offer_taken.take() {
+            self.events.push_back(Event::Offered(offer));
+        }
+        if let Some(negotiated) = &self.negotiated {
+            self.events.push_back(Event::Active(negotiated.clone()));
+        }
+    }
+
+    fn advance(&mut self, input: Input) -> Result<(), SessionError> {
+        self.state = self.state.on(input)?;
+        Ok(())
+    }
+
+    /// Acceptor: the client is who it says, or may stay anonymous. Answers [`Event::Authenticate`].
+    pub fn grant(&mut self, now: Timestamp, grant: Grant) {
+        if !self.deciding || self.state.is_closed() {
+            return;
+        }
+        self.deciding = false;
+        let input = if self.state == State::Authentication {
+            Input::Identity
+        } else {
+            Input::Renewal
+        };
+        if self.advance(input).is_err() {
+            return;
+        }
+        let record = Authenticated {
+            session: grant.session,
+            // Resumption is not among the features of this version: a token of zeros resumes nothing.
+            token: ResumeToken([0; 32]),
+            expires: grant.expires,
+            claims: grant.claims.clone(),
+        };
+        self.send_handshake(now, &Handshake::Authenticated(record));
+        self.grant = grant;
+    }
+
+    /// Acceptor: the client may not come in. Answers [`Event::Authenticate`]; the session ends.
+    pub fn refuse(&mut self, now: Timestamp, error: ErrorRecord) {
+        if !self.deciding || self.state.is_closed() {
+            return;
+        }
+        self.deciding = false;
+        let (code, reason) = (error.code, error.message.to_string());
+        self.send_handshake(now, &Handshake::Refused(error));
+        self.abort(code, &reason);
+    }
+
+    /// Acceptor: the client has to sign this first. Answers [`Event::Authenticate`].
+    pub fn challenge(&mut self, now: Timestamp, challenge: Bytes) {
+        if self.deciding && self.advance(Input::Challenge).is_ok() {
+            self.deciding = false;
+            self.send_handshake(now, &Handshake::Challenge(challenge));
+        }
+    }
+
+    /// Client: answers [`Event::Challenge`], or renews its token in place at any time.
+    pub fn authenticate(&mut self, now: Timestamp, record: AuthenticationRecord) {
+        if self.side == Side::Client && !self.state.is_closed() {
+            self.send_handshake(now, &Handshake::Authenticate(record));
+        }
+    }
+
+    /// Answers [`Event::Query`].
+    pub fn answer_query(&mut self, now: Timestamp, id: RequestId, answer: &QueryAnswer) {
+        if !self.state.is_closed() {
+            let mut payload = BytesMut::with_capacity(answer.encoded_len());
+            answer.encode(&mut payload);
+            self.send_control(now, MessageType::RESPONSE, id, payload.freeze());
+        }
+    }
+
+    /// Asks the peer for a heartbeat now; [`Session::path`] tells what it measured.
+    pub fn probe(&mut self, now: Timestamp) {
+        if self.state.is_open() {
+            self.send_probe(now);
+        }
+    }
+
+    pub(super) fn send_probe(&mut self, now: Timestamp) {
+        let suspicious = self.live.is_suspicious(now);
+        let (id, heartbeat) = self.live.probe(now, self.load);
+        self.send_heartbeat(now, RequestId(id), &heartbeat, suspicious);
+    }
+
+    /// A heartbeat carries the sender's own clock, not the hybrid one: a clock that follows the peer's cannot be compared
+    /// with it (decision 0004).
+    fn send_heartbeat(
+        &mut self,
+        now: Timestamp,
+        id: RequestId,
+        heartbeat: &Heartbeat,
+        reliable: bool,
+    ) {
+        let mut payload = BytesMut::with_capacity(Heartbeat::LEN);
+        heartbeat.encode(&mut payload);
+        let message = Message {
+            request_id: id,
+            timestamp: now,
+            ..Message::new(MessageType::HEARTBEAT, payload.freeze())
+        };
+        if !reliable
+            && self.features.contains(remus_wire::Features::DATAGRAMS)
+            && self.carrier_has_datagrams
+        {
+            let mut ready = crate::lane::Ready::default();
+            ready.put_message(StreamId(0), &message);
+            let mut out = std::collections::VecDeque::new();
+            ready.take(&mut out);
+            if let Some(datagram) = out.pop_front() {
+                self.push_datagram(datagram);
+                self.dirty |= LaneId::ZERO.bit();
+            }
+            return;
+        }
+        if let Some(lane) = self.lane_mut(LaneId::ZERO) {
+            lane.ready.put_message(StreamId(0), &message);
+        }
+        self.dirty |= LaneId::ZERO.bit();
+    }
+
+    pub(super) fn on_heartbeat(
+        &mut self,
+        now: Timestamp,
+        message: &Message,
+    ) -> Result<(), SessionError> {
+        let heartbeat = Heartbeat::decode(message.payload.clone())?;
+        if self.live.on_heartbeat(now, message.timestamp, &heartbeat) {
+            self.events.push_back(Event::PathMeasured);
+        }
+        if message.request_id.0 != 0 {
+            // A probe is answered at once, by the same way it came as far as that can be told.
+            let answer = self.live.heartbeat(self.load);
+            self.send_heartbeat(now, RequestId(0), &answer, false);
+        }
+        Ok(())
+    }
+
+    fn on_shutdown(&mut self, now: Timestamp, record: Shutdown) -> Result<(), SessionError> {
+        self.advance(Input::Shutdown)?;
+        let grace = u64::try_from(record.grace.as_micros()).unwrap_or(u64::MAX);
+        let deadline = Timestamp(now.0.saturating_add(grace));
+        if self.closing.is_none() {
+            self.closing = Some(Closing {
+                by_us: false,
+                deadline,
+                code: record.code,
+                reason: record.reason.to_string(),
+            });
+        }
+        self.fail_calls_after(record.last_request);
+        self.events.push_back(Event::ShuttingDown(Box::new(record)));
+        Ok(())
+    }
+}

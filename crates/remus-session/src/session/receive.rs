@@ -1,0 +1,773 @@
+//! What the peer sends: frames into messages, messages to the calls that they belong to. Spec: core §4, §5, §6.
+
+use bytes::Bytes;
+use remus_wire::{
+    DecodeError, ErrorCode, ErrorRecord, Flags, Frame, FrameBody, FrameType, Message, MessageType,
+    RequestId, StreamId, Text, Timestamp,
+};
+
+use super::{Pending, Session};
+use crate::assembly::Assembly;
+use crate::call::{CallKey, Received};
+use crate::error::SessionError;
+use crate::event::Event;
+use crate::lane::{LANES_MAX, LaneId};
+use crate::stream::Stream;
+
+impl Session {
+    /// Takes in bytes that arrived on `lane`, frame by frame, while [`Session::wants_input`]; what is not taken stays in
+    /// `input` for the next call. The end of `input` may cut a frame anywhere.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]: the peer broke the protocol. The session has ended, [`Event::Closed`] says the same, and the driver
+    /// closes the carrier with [`SessionError::code`].
+    pub fn handle_input(
+        &mut self,
+        now: Timestamp,
+        lane: LaneId,
+        input: &mut Bytes,
+    ) -> Result<(), SessionError> {
+        if self.state.is_closed() {
+            input.clear();
+            return Ok(());
+        }
+        self.live.heard(now);
+        let before = input.len();
+        let result = self.take_frames(now, lane, input);
+        self.statistics.bytes_in = self
+            .statistics
+            .bytes_in
+            .saturating_add(u64::try_from(before.saturating_sub(input.len())).unwrap_or(u64::MAX));
+        if let Err(error) = &result {
+            self.fail(error);
+        }
+        result
+    }
+
+    /// The peer ended its side of `lane`, after all of its bytes were handed in.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::handle_input`]: the lane ended within a frame.
+    pub fn handle_lane_end(&mut self, lane: LaneId) -> Result<(), SessionError> {
+        let cut = self
+            .lane_mut(lane)
+            .is_some_and(|lane| lane.reader.is_mid_frame());
+        if cut && !self.state.is_closed() {
+            let at = remus_wire::At {
+                record: "FRAME",
+                field: "payload",
+                offset: Frame::HEADER_LEN,
+            };
+            let error = SessionError::Decode(DecodeError::Truncated(at));
+            self.fail(&error);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn take_frames(
+        &mut self,
+        now: Timestamp,
+        lane: LaneId,
+        input: &mut Bytes,
+    ) -> Result<(), SessionError> {
+        let max_frame = self.config.limits.max_frame;
+        if lane.0 >= LANES_MAX {
+            return Err(SessionError::WrongLane(StreamId(0)));
+        }
+        while self.wants_input() {
+            let Some(entry) = self.lane_mut(lane) else {
+                return Ok(());
+            };
+            let Some(frame) = entry.reader.next(input, max_frame)? else {
+                return Ok(());
+            };
+            self.on_frame(now, lane, frame)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in a datagram: one MESSAGE frame of a kind that can bear loss. Anything else is dropped. Spec: transport §2.
+    pub fn handle_datagram(&mut self, now: Timestamp, datagram: Bytes) {
+        if self.state.is_closed() {
+            return;
+        }
+        let mut reader = crate::lane::FrameReader::default();
+        let mut input = datagram;
+        let Ok(Some(Frame {
+            stream: StreamId(0),
+            body: FrameBody::Message(bytes),
+        })) = reader.next(&mut input, self.config.limits.max_frame)
+        else {
+            return;
+        };
+        let Ok(message) = Message::decode(bytes, &self.message_limits()) else {
+            return;
+        };
+        if message.kind != MessageType::HEARTBEAT || !self.state.is_open() || !input.is_empty() {
+            return;
+        }
+        self.live.heard(now);
+        if self.charge_control(now).is_ok() {
+            // A heartbeat that cannot be decoded is lost, like any other datagram.
+            let _ = self.on_heartbeat(now, &message);
+        }
+    }
+
+    fn on_frame(&mut self, now: Timestamp, lane: LaneId, frame: Frame) -> Result<(), SessionError> {
+        let stream = frame.stream;
+        match frame.body {
+            FrameBody::Message(bytes) if stream.0 == 0 => {
+                if lane != LaneId::ZERO {
+                    return Err(SessionError::WrongLane(stream));
+                }
+                self.charge_control(now)?;
+                let message = Message::decode(bytes, &self.message_limits())?;
+                self.on_control(now, message)
+            }
+            FrameBody::Message(bytes) => self.on_whole(now, lane, stream, bytes),
+            FrameBody::Part(bytes) => self.on_part(now, lane, stream, bytes, false),
+            FrameBody::Last(bytes) => self.on_part(now, lane, stream, bytes, true),
+            FrameBody::Credit { limit } => self.on_credit(now, stream, limit),
+            FrameBody::Reset(code) => self.on_reset(now, stream, code),
+            FrameBody::Stop(code) => self.on_stop(now, stream, code),
+            FrameBody::Reference { .. } => {
+                Err(SessionError::NotOffered("shared memory (feature 9)"))
+            }
+            FrameBody::Ignored(_) => self.charge_control(now),
+            _ => Err(SessionError::MisplacedFrame {
+                kind: FrameType(0),
+                stream,
+            }),
+        }
+    }
+
+    /// Opens the stream if the peer may, checks lane and credit, and counts the bytes.
+    ///
+    /// `Ok(false)`: the bytes are counted and to be dropped, because nobody wants them any more.
+    fn accept_bytes(
+        &mut self,
+        now: Timestamp,
+        lane: LaneId,
+        id: StreamId,
+        kind: FrameType,
+        len: usize,
+    ) -> Result<bool, SessionError> {
+        if id.0 == 0 {
+            return Err(SessionError::MisplacedFrame { kind, stream: id });
+        }
+        if lane != LaneId::ZERO && !self.state.is_open() {
+            return Err(SessionError::WrongLane(id));
+        }
+        let bytes = u64::try_from(len).unwrap_or(u64::MAX);
+        let shared = Stream::is_shared(id);
+        if !shared {
+            self.recv_window.received = self.recv_window.received.saturating_add(bytes);
+            if self.recv_window.received > self.recv_window.granted {
+                let (offset, limit) = (self.recv_window.received, self.recv_window.granted);
+                return Err(SessionError::CreditExceeded {
+                    stream: StreamId(0),
+                    offset,
+                    limit,
+                });
+            }
+        }
+        let open = self.stream_ref(id).is_some_and(|stream| stream.open);
+        if !open {
+            if !self.is_peers(id) {
+                return Err(if self.stream_ref(id).is_some() {
+                    SessionError::AfterEnd(id)
+                } else {
+                    SessionError::WrongParity(id)
+                });
+            }
+            let highest = self
+                .config
+                .limits
+                .max_streams
+                .saturating_mul(2)
+                .saturating_add(2);
+            if u32::from(id.0) > highest {
+                // Beyond what was granted: refused, and its bytes dropped, without keeping anything.
+                self.charge_control(now)?;
+                self.consume_session(bytes);
+                self.put_small(
+                    LaneId::ZERO,
+                    id,
+                    FrameType::STOP,
+                    &ErrorCode::TOO_MANY_STREAMS.0.to_be_bytes(),
+                );
+                self.put_small(
+                    LaneId::ZERO,
+                    id,
+                    FrameType::RESET,
+                    &ErrorCode::TOO_MANY_STREAMS.0.to_be_bytes(),
+                );
+                return Ok(false);
+            }
+            let Some(stream) = self.stream_slot(id, lane) else {
+                return Ok(false);
+            };
+            stream.lane = lane;
+            stream.recv.lane = Some(lane);
+            stream.reopen(None, remus_wire::Priority::ORDINARY.class());
+            self.open_streams = self.open_streams.saturating_add(1);
+        }
+        let Some(stream) = self.stream_mut(id) else {
+            return Ok(false);
+        };
+        match stream.recv.lane {
+            Some(expected) if expected != lane => return Err(SessionError::WrongLane(id)),
+            Some(_) => {}
+            None => stream.recv.lane = Some(lane),
+        }
+        if stream.recv.ended {
+            return Err(SessionError::AfterEnd(id));
+        }
+        stream.recv.offset = stream.recv.offset.saturating_add(bytes);
+        if stream.recv.offset > stream.recv.granted {
+            let (offset, limit) = (stream.recv.offset, stream.recv.granted);
+            return Err(SessionError::CreditExceeded {
+                stream: id,
+                offset,
+                limit,
+            });
+        }
+        Ok(true)
+    }
+
+    fn on_whole(
+        &mut self,
+        now: Timestamp,
+        lane: LaneId,
+        id: StreamId,
+        bytes: Bytes,
+    ) -> Result<(), SessionError> {
+        let len = bytes.len();
+        if !self.accept_bytes(now, lane, id, FrameType::MESSAGE, len)? {
+            return Ok(());
+        }
+        if self
+            .stream_ref(id)
+            .is_some_and(|stream| stream.recv.assembly.is_some())
+        {
+            return Err(SessionError::NestedMessage(id));
+        }
+        if self.discard(id, &bytes, true) {
+            return Ok(());
+        }
+        let message = Message::decode(bytes, &self.message_limits())?;
+        self.on_message(now, id, message, len)
+    }
+
+    fn on_part(
+        &mut self,
+        now: Timestamp,
+        lane: LaneId,
+        id: StreamId,
+        bytes: Bytes,
+        last: bool,
+    ) -> Result<(), SessionError> {
+        let kind = if last {
+            FrameType::LAST
+        } else {
+            FrameType::PART
+        };
+        if !self.accept_bytes(now, lane, id, kind, bytes.len())? {
+            return Ok(());
+        }
+        if self.discard(id, &bytes, last) {
+            return Ok(());
+        }
+        let limits = self.message_limits();
+        let budget = self.config.max_assembly_bytes;
+        let assembling = self.assembling;
+        let Some(stream) = self.stream_mut(id) else {
+            return Ok(());
+        };
+        if last && stream.recv.assembly.is_none() {
+            return Err(SessionError::MisplacedFrame { kind, stream: id });
+        }
+        let assembly = stream.recv.assembly.get_or_insert_with(Assembly::default);
+        let known = assembly.total;
+        assembly.push(&bytes, &limits)?;
+        let (len, total) = (assembly.bytes().len(), assembly.total);
+        if let (None, Some(total)) = (known, total) {
+            if assembling.saturating_add(total) > budget {
+                // Too much is half-received already: this stream gives way, the session goes on.
+                assembly.total = None;
+                self.refuse_stream(id, ErrorCode::QUEUE_FULL);
+                return Ok(());
+            }
+            self.assembling = assembling.saturating_add(total);
+            // The message must be able to arrive whole, whatever the window.
+            self.note_credit(id);
+        }
+        if let Some(expected) = total
+            && (len > expected || (last && len != expected))
+        {
+            return Err(SessionError::WrongLength {
+                stream: id,
+                expected: u64::try_from(expected).unwrap_or(u64::MAX),
+                got: u64::try_from(len).unwrap_or(u64::MAX),
+            });
+        }
+        if !last {
+            return Ok(());
+        }
+        let Some(assembly) = self
+            .stream_mut(id)
+            .and_then(|stream| stream.recv.assembly.take())
+        else {
+            return Ok(());
+        };
+        self.assembling = self.assembling.saturating_sub(total.unwrap_or(0));
+        // Without the header's bytes this fails as truncated.
+        let message = Message::decode(assembly.finish(), &limits)?;
+        self.on_message(now, id, message, len)
+    }
+
+    /// A whole message on a stream that is not the control stream.
+    fn on_message(
+        &mut self,
+        now: Timestamp,
+        id: StreamId,
+        message: Message,
+        len: usize,
+    ) -> Result<(), SessionError> {
+        self.clock.observe(now, message.timestamp);
+        let len = u64::try_from(len).unwrap_or(u64::MAX);
+        let from_caller = self.is_peers(id);
+        match message.kind {
+            MessageType::REQUEST if from_caller => self.on_request(now, id, message),
+            MessageType::ERROR if from_caller && Stream::is_shared(id) => {
+                let record = ErrorRecord::decode(message.payload.clone())?;
+                self.requests.push_back(Pending::Cancel {
+                    stream: id,
+                    request_id: message.request_id.0,
+                    code: record.code,
+                    len,
+                });
+                Ok(())
+            }
+            MessageType::RESPONSE | MessageType::ERROR => {
+                self.consume(id, len);
+                self.on_answer(id, message)
+            }
+            MessageType::STREAM | MessageType::STREAM_END if !Stream::is_shared(id) => {
+                self.on_element(id, message, len)
+            }
+            kind => Err(SessionError::MisplacedMessage { kind, stream: id }),
+        }
+    }
+
+    fn on_request(
+        &mut self,
+        now: Timestamp,
+        id: StreamId,
+        message: Message,
+    ) -> Result<(), SessionError> {
+        if !self.state.is_open() {
+            return Err(SessionError::MisplacedMessage {
+                kind: message.kind,
+                stream: id,
+            });
+        }
+        let deadline = message.ttl.to_duration().map(|budget| {
+            let budget = u64::try_from(budget.as_micros()).unwrap_or(u64::MAX);
+            Timestamp(now.0.saturating_add(budget))
+        });
+        let shared = Stream::is_shared(id);
+        let ended = shared || message.flags.contains(Flags::STREAM_END);
+        if !ended && !message.payload.is_empty() {
+            // Elements carry the data of a request that streams; a payload here would have no place in it.
+            return Err(SessionError::MisplacedMessage {
+                kind: message.kind,
+                stream: id,
+            });
+        }
+        let call = if shared {
+            None
+        } else {
+            if self
+                .stream_ref(id)
+                .is_some_and(|stream| stream.call.is_some() || stream.send.finished)
+            {
+                return Err(SessionError::MisplacedMessage {
+                    kind: message.kind,
+                    stream: id,
+                });
+            }
+            let key = self.insert_peer_call(&message, id, deadline);
+            if let Some(stream) = self.stream_mut(id) {
+                stream.call = Some(key);
+                stream.class = message.priority.class();
+                stream.recv.ended = ended;
+            }
+            if ended && let Some(call) = self.call_mut(key) {
+                call.recv_ended = true;
+            }
+            Some(key)
+        };
+        self.requests.push_back(Pending::Request {
+            call,
+            stream: id,
+            message,
+            deadline,
+        });
+        Ok(())
+    }
+
+    fn on_answer(&mut self, id: StreamId, message: Message) -> Result<(), SessionError> {
+        if Stream::is_shared(id) {
+            if let Some(key) = self
+                .local_call(message.request_id)
+                .filter(|key| self.call_ref(*key).is_some_and(|call| !call.owns_stream))
+            {
+                return self.finish_unary(key, message);
+            }
+            return Ok(()); // answered after it was cancelled or had expired
+        }
+        let owner = self.stream_ref(id).and_then(|stream| stream.call);
+        if let Some(stream) = self.stream_mut(id) {
+            stream.recv.ended = true;
+        }
+        if self.is_peers(id) {
+            // An answer too large for the shared stream comes on one of its own, which has no other direction.
+            if owner.is_some() {
+                return Err(SessionError::MisplacedMessage {
+                    kind: message.kind,
+                    stream: id,
+                });
+            }
+            if let Some(stream) = self.stream_mut(id) {
+                stream.send.ended = true;
+                stream.send.finished = true;
+            }
+            self.close_stream_if_done(id);
+            return match self.local_call(message.request_id) {
+                Some(key) => self.finish_unary(key, message),
+                None => Ok(()),
+            };
+        }
+        let result = match owner.and_then(|key| self.call_ref(key).map(|call| (key, call.streams)))
+        {
+            Some((key, false)) => self.finish_unary(key, message),
+            Some((key, true)) => {
+                let end = if message.kind == MessageType::ERROR {
+                    Received::End(Some(ErrorRecord::decode(message.payload)?))
+                } else {
+                    self.deliver(key, Received::Element(message));
+                    Received::End(None)
+                };
+                self.deliver(key, end);
+                Ok(())
+            }
+            None => Ok(()),
+        };
+        self.close_stream_if_done(id);
+        result
+    }
+
+    fn on_element(&mut self, id: StreamId, message: Message, len: u64) -> Result<(), SessionError> {
+        let owner = self.stream_ref(id).and_then(|stream| stream.call);
+        let fresh = self.is_peers(id)
+            && owner.is_none()
+            && self
+                .stream_ref(id)
+                .is_some_and(|stream| !stream.send.finished);
+        if fresh {
+            return Err(SessionError::MisplacedMessage {
+                kind: message.kind,
+                stream: id,
+            });
+        }
+        let end = if message.kind == MessageType::STREAM_END {
+            let error = if message.payload.is_empty() {
+                None
+            } else {
+                Some(ErrorRecord::decode(message.payload.clone())?)
+            };
+            Some(error)
+        } else if message.flags.contains(Flags::STREAM_END) {
+            Some(None)
+        } else {
+            None
+        };
+        if end.is_some()
+            && let Some(stream) = self.stream_mut(id)
+        {
+            stream.recv.ended = true;
+        }
+        let element = message.kind == MessageType::STREAM;
+        match owner.and_then(|key| {
+            self.call_ref(key)
+                .map(|call| (key, call.streams || !call.local, call.recv_ended))
+        }) {
+            Some((key, true, false)) => {
+                if element {
+                    self.deliver(key, Received::Element(message));
+                } else {
+                    self.consume(id, len);
+                }
+                if let Some(error) = end {
+                    self.deliver(key, Received::End(error));
+                }
+            }
+            Some((key, false, _)) => {
+                self.consume(id, len);
+                let error = ErrorRecord::new(
+                    ErrorCode::UNIMPLEMENTED,
+                    Text::from("the method answers with a stream; call it as one"),
+                );
+                self.finish_unary_error(key, error);
+            }
+            _ => self.consume(id, len), // nobody wants it any more
+        }
+        self.close_stream_if_done(id);
+        Ok(())
+    }
+
+    /// Puts something into a streaming call's inbox and tells the application once.
+    pub(super) fn deliver(&mut self, key: CallKey, received: Received) {
+        let Some(call) = self.call_mut(key) else {
+            return;
+        };
+        if call.recv_ended {
+            return;
+        }
+        if matches!(received, Received::End(_)) {
+            call.recv_ended = true;
+        }
+        call.inbox.push_back(received);
+        if !call.signalled {
+            call.signalled = true;
+            self.events.push_back(Event::Readable(key));
+        }
+        self.uncount_if_over(key);
+    }
+
+    fn on_credit(&mut self, now: Timestamp, id: StreamId, limit: u64) -> Result<(), SessionError> {
+        if id.0 == 0 {
+            if limit <= self.send_window.limit {
+                return self.charge_control(now);
+            }
+            let was_dry = self.send_window.credit() == 0;
+            self.send_window.limit = limit;
+            if was_dry {
+                self.dirty = u32::MAX;
+            }
+            return Ok(());
+        }
+        let highest = self
+            .config
+            .limits
+            .max_streams
+            .max(self.peer_limits.max_streams)
+            .saturating_mul(2)
+            .saturating_add(2);
+        if u32::from(id.0) > highest {
+            return Err(SessionError::StreamOutOfRange {
+                stream: id,
+                max: u16::try_from(highest).unwrap_or(u16::MAX),
+            });
+        }
+        match self.stream_mut(id) {
+            Some(stream) if limit > stream.send.limit => {
+                stream.send.limit = limit;
+                self.schedule(id);
+                Ok(())
+            }
+            // Late, repeated, or for a stream that was never used: harmless, but not for free.
+            _ => self.charge_control(now),
+        }
+    }
+
+    fn on_reset(
+        &mut self,
+        now: Timestamp,
+        id: StreamId,
+        code: ErrorCode,
+    ) -> Result<(), SessionError> {
+        if id.0 == 0 || Stream::is_shared(id) {
+            return Err(SessionError::MisplacedFrame {
+                kind: FrameType::RESET,
+                stream: id,
+            });
+        }
+        self.charge_control(now)?;
+        let Some(stream) = self
+            .stream_mut(id)
+            .filter(|stream| stream.open && !stream.recv.ended)
+        else {
+            return Ok(()); // it crossed our own end
+        };
+        stream.recv.ended = true;
+        let owner = stream.call;
+        self.drop_assembly(id);
+        if let Some(key) = owner {
+            let local = self.call_ref(key).map(|call| (call.local, call.streams));
+            let record = ErrorRecord::new(code, Text::from("the peer reset the stream"));
+            match local {
+                Some((true, true)) => self.deliver(key, Received::End(Some(record))),
+                Some((true, false)) => self.finish_unary_error(key, record),
+                // A caller that abandons its direction has given up the call.
+                Some((false, _)) => self.cancel_peer_call(now, key, code, false),
+                None => {}
+            }
+        }
+        self.close_stream_if_done(id);
+        Ok(())
+    }
+
+    fn on_stop(
+        &mut self,
+        now: Timestamp,
+        id: StreamId,
+        code: ErrorCode,
+    ) -> Result<(), SessionError> {
+        if id.0 == 0 || Stream::is_shared(id) {
+            return Err(SessionError::MisplacedFrame {
+                kind: FrameType::STOP,
+                stream: id,
+            });
+        }
+        self.charge_control(now)?;
+        let Some(stream) = self
+            .stream_mut(id)
+            .filter(|stream| stream.open && !stream.send.ended)
+        else {
+            return Ok(()); // it crossed our own end
+        };
+        let owner = stream.call;
+        self.reset_sending(id, code);
+        if let Some(key) = owner {
+            match self.call_ref(key).map(|call| call.local) {
+                Some(true) => {
+                    if let Some(call) = self.call_mut(key) {
+                        call.stopped = Some(code);
+                        if core::mem::take(&mut call.wants_writable) {
+                            self.events.push_back(Event::Writable(key));
+                        }
+                    }
+                }
+                // The caller does not want the answer any more.
+                Some(false) => self.cancel_peer_call(now, key, code, false),
+                None => {}
+            }
+        }
+        self.close_stream_if_done(id);
+        Ok(())
+    }
+
+    /// Ends both directions of a stream of the peer's without closing the session.
+    pub(super) fn refuse_stream(&mut self, id: StreamId, code: ErrorCode) {
+        self.stop_receiving(id, code);
+        self.reset_sending(id, code);
+        if let Some(key) = self.stream_ref(id).and_then(|stream| stream.call)
+            && self.call_ref(key).is_some_and(|call| call.local)
+        {
+            let record = ErrorRecord::new(
+                code,
+                Text::from("more half-received bytes than this side holds"),
+            );
+            if self.call_ref(key).is_some_and(|call| call.streams) {
+                self.deliver(key, Received::End(Some(record)));
+            } else {
+                self.finish_unary_error(key, record);
+            }
+        }
+    }
+
+    /// Drops bytes of a direction that was stopped, and notices its end. False where the bytes are wanted.
+    fn discard(&mut self, id: StreamId, bytes: &Bytes, last: bool) -> bool {
+        let Some(head) = self
+            .stream_mut(id)
+            .and_then(|stream| stream.recv.discard.as_mut())
+        else {
+            return false;
+        };
+        let ends = head.push(bytes, last);
+        if ends && let Some(stream) = self.stream_mut(id) {
+            stream.recv.ended = true;
+        }
+        self.consume(id, u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        self.close_stream_if_done(id);
+        true
+    }
+
+    /// Gives up what has half arrived.
+    pub(super) fn drop_assembly(&mut self, id: StreamId) {
+        let Some(assembly) = self
+            .stream_mut(id)
+            .and_then(|stream| stream.recv.assembly.take())
+        else {
+            return;
+        };
+        self.assembling = self.assembling.saturating_sub(assembly.total.unwrap_or(0));
+        self.consume(
+            id,
+            u64::try_from(assembly.bytes().len()).unwrap_or(u64::MAX),
+        );
+    }
+
+    fn local_call(&self, id: RequestId) -> Option<CallKey> {
+        let index = self.local_ids.get(id)?;
+        let call = self.calls.get(usize::try_from(index).ok()?)?;
+        Some(CallKey {
+            index,
+            serial: call.serial,
+        })
+    }
+
+    /// The application has taken `bytes` of a stream: grants them again.
+    pub(super) fn consume(&mut self, id: StreamId, bytes: u64) {
+        if let Some(stream) = self.stream_mut(id) {
+            stream.recv.consumed = stream
+                .recv
+                .consumed
+                .saturating_add(bytes)
+                .min(stream.recv.offset);
+        }
+        if !Stream::is_shared(id) {
+            self.consume_session(bytes);
+        }
+        self.note_credit(id);
+    }
+
+    fn consume_session(&mut self, bytes: u64) {
+        let window = &mut self.recv_window;
+        window.consumed = window.consumed.saturating_add(bytes).min(window.received);
+    }
+
+    /// Queues CREDIT frames where half a window has been taken in since the last.
+    fn note_credit(&mut self, id: StreamId) {
+        let assembling = u64::try_from(self.assembling).unwrap_or(u64::MAX);
+        let session_window = self.config.limits.session_window;
+        let window = &mut self.recv_window;
+        let target = window
+            .consumed
+            .saturating_add(session_window.into())
+            .saturating_add(assembling);
+        if !window.due && target.saturating_sub(window.granted) >= u64::from(session_window / 2) {
+            window.due = true;
+            self.credit_due.push_back(StreamId(0));
+            self.dirty |= LaneId::ZERO.bit();
+        }
+        let stream_window = self.config.limits.stream_window;
+        if let Some(stream) = self.stream_mut(id)
+            && !stream.recv.credit_due
+            && stream
+                .recv
+                .target(stream_window)
+                .saturating_sub(stream.recv.granted)
+                >= u64::from(stream_window / 2)
+        {
+            stream.recv.credit_due = true;
+            self.credit_due.push_back(id);
+            self.dirty |= LaneId::ZERO.bit();
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Both halves of a stream: what waits to be sent under the peer's credit, and what is granted to the peer. Spec: core §5.
+//!
+//! Knows nothing of calls, lanes or clocks. The offsets belong to the stream ID, not to the call that uses it: they go on
+//! rising when the ID is used again, so a CREDIT frame that comes late is harmless.
+//!
+//! Invariants: `offset <= limit` on the sending half; `consumed <= offset <= granted` on the receiving half.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use remus_wire::{Message, StreamId};
+
+use crate::{CallKey, LaneId};
+
+/// A message that waits for its turn or for credit.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) head: Bytes,
+    pub(crate) payload: Bytes,
+    /// Whether some of it has left already.
+    pub(crate) started: bool,
+    /// Whether the direction ends with it.
+    pub(crate) ends: bool,
+}
+
+impl Queued {
+    pub(crate) fn len(&self) -> usize {
+        self.head.len().saturating_add(self.payload.len())
+    }
+}
+
+/// What we send.
+#[derive(Debug, Default)]
+pub(crate) struct SendHalf {
+    pub(crate) offset: u64,
+    pub(crate) limit: u64,
+    pub(crate) queue: VecDeque<Queued>,
+    pub(crate) queued_bytes: usize,
+    /// Whether the stream stands in its lane's turns.
+    pub(crate) in_turns: bool,
+    /// The last byte, or a RESET, has left or is queued to leave: nothing may be added.
+    pub(crate) finished: bool,
+    /// The last byte, or a RESET, has been handed to the lane.
+    pub(crate) ended: bool,
+}
+
+impl SendHalf {
+    pub(crate) fn credit(&self) -> u64 {
+        self.limit.saturating_sub(self.offset)
+    }
+}
+
+/// What the peer sends.
+#[derive(Debug, Default)]
+pub(crate) struct RecvHalf {
+    pub(crate) offset: u64,
+    pub(crate) consumed: u64,
+    pub(crate) granted: u64,
+    pub(crate) assembly: Option<crate::assembly::Assembly>,
+    pub(crate) lane: Option<LaneId>,
+    pub(crate) ended: bool,
+    /// We have asked the peer to stop: what still comes is dropped.
+    pub(crate) discard: Option<crate::assembly::Discard>,
+    /// A CREDIT frame is due.
+    pub(crate) credit_due: bool,
+}
+
+impl RecvHalf {
+    /// The limit that could be granted now: a window beyond what was taken, and room for a message that is half here.
+    pub(crate) fn target(&self, window: u32) -> u64 {
+        let assembling = self
+            .assembly
+            .as_ref()
+            .and_then(|assembly| assembly.total)
+            .unwrap_or(0);
+        self.consumed
+            .saturating_add(window.into())
+            .saturating_add(u64::try_from(assembling).unwrap_or(u64::MAX))
+    }
+
+    /// The limit to announce now.
+    pub(crate) fn grant(&mut self, window: u32) -> u64 {
+        self.credit_due = false;
+        self.granted = self.granted.max(self.target(window));
+        self.granted
+    }
+}
+
+/// One stream ID and whoever uses it now.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) lane: LaneId,
+    pub(crate) send: SendHalf,
+    pub(crate) recv: RecvHalf,
+    pub(crate) call: Option<CallKey>,
+    /// In use: from the first frame until both directions ended.
+    pub(crate) open: bool,
+    pub(crate) class: u8,
+}
+
+impl Stream {
+    pub(crate) fn new(lane: LaneId, send_limit: u32, recv_window: u32) -> Self {
+        Self {
+            lane,
+            send: SendHalf {
+                limit: send_limit.into(),
+                ..SendHalf::default()
+            },
+            recv: RecvHalf {
+                granted: recv_window.into(),
+                ..RecvHalf::default()
+            },
+            call: None,
+            open: false,
+            class: 0,
+        }
+    }
+
+    /// Whether the ID belongs to everybody: 1 is the client's for unary calls, 2 the acceptor's.
+    pub(crate) fn is_shared(id: StreamId) -> bool {
+        matches!(id.0, 1 | 2)
+    }
+
+    /// Takes the ID into use (again).
+    pub(crate) fn reopen(&mut self, call: Option<CallKey>, class: u8) {
+        self.open = true;
+        self.call = call;
+        self.class = class;
+        self.send.finished = false;
+        self.send.ended = false;
+        self.recv.ended = false;
+        self.recv.assembly = None;
+        self.recv.discard = None;
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.open && self.send.ended && self.recv.ended
+    }
+}
+
+/// The message as it waits on a stream: head encoded, payload as it is.
+pub(crate) fn queued(message: &Message, ends: bool) -> Queued {
+    let mut head =
+        bytes::BytesMut::with_capacity(message.encoded_len().saturating_sub(message.payload.len()));
+    message.encode_head(&mut head);
+    Queued {
+        head: head.freeze(),
+        payload: message.payload.clone(),
+        started: false,
+        ends,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Spec: CORE-41
+    #[test]
+    fn credit_is_absolute_and_never_shrinks() {
+        let mut half = RecvHalf {
+            granted: 1000,
+            offset: 900,
+            ..RecvHalf::default()
+        };
+        half.consumed = 500;
+        assert_eq!(half.grant(1000), 1500);
+        half.consumed = 400;
+        assert_eq!(half.grant(1000), 1500, "never lower");
+    }
+}

@@ -17,10 +17,13 @@ pub(crate) const MAX_PEM_BYTES: u64 = 1 << 20;
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// Permissions of a private file: its owner reads and writes it, nobody else does anything.
+#[cfg(unix)]
 const PRIVATE: u32 = 0o600;
 /// Permissions of a public file.
+#[cfg(unix)]
 const PUBLIC: u32 = 0o644;
 /// Permissions of a directory that holds both kinds.
+#[cfg(unix)]
 const DIRECTORY: u32 = 0o755;
 
 /// Who may read a file.
@@ -48,11 +51,18 @@ pub(crate) fn read(path: &Path, max: u64) -> io::Result<Vec<u8>> {
 
 /// Makes `directory` and its parents where missing. Others may enter it, not change it.
 pub(crate) fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, DIRECTORY);
-    builder.create(directory)
+    builder.create(directory)?;
+    match directory.parent() {
+        Some(parent) if parent != Path::new("") => sync_directory(parent),
+        _ => sync_directory(Path::new(".")),
+    }
 }
 
 /// Replaces the file `name` in `directory` with `bytes`, so that at every moment, and after a crash at
@@ -91,16 +101,23 @@ pub(crate) fn replace(
 fn create(path: &Path, access: Access) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(
-        &mut options,
-        match access {
-            Access::Private => PRIVATE,
-            Access::Public => PUBLIC,
-        },
-    );
+    restrict(&mut options, access);
     options.open(path)
 }
+
+/// Gives a file that `options` create the permissions of `access`.
+#[cfg(unix)]
+fn restrict(options: &mut OpenOptions, access: Access) {
+    let mode = match access {
+        Access::Private => PRIVATE,
+        Access::Public => PUBLIC,
+    };
+    std::os::unix::fs::OpenOptionsExt::mode(options, mode);
+}
+
+/// Elsewhere a file inherits its access list from the directory.
+#[cfg(not(unix))]
+fn restrict(_options: &mut OpenOptions, _access: Access) {}
 
 /// Makes renames in `directory` survive a crash.
 fn sync_directory(directory: &Path) -> io::Result<()> {
@@ -138,8 +155,7 @@ impl Lock {
     pub(crate) fn acquire(path: &Path, patience: Duration) -> io::Result<Option<Self>> {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, PRIVATE);
+        restrict(&mut options, Access::Private);
         let file = options.open(path)?;
         let give_up = Instant::now() + patience;
         loop {

@@ -16,6 +16,14 @@ pub struct CallKey {
     pub(crate) serial: u32,
 }
 
+impl CallKey {
+    /// Place of the call in its session's table: small, and free for another call when this one is over.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::try_from(self.index).unwrap_or(usize::MAX)
+    }
+}
+
 /// Which directions of a call carry more than one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {

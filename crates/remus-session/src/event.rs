@@ -60,6 +60,8 @@ pub struct Incoming {
     pub call: CallKey,
     /// Whether the caller waits for an answer (request ID other than 0).
     pub answered: bool,
+    /// Whether the call has a stream to itself, so that it can be answered with elements.
+    pub owns_stream: bool,
     /// The request.
     pub message: Message,
     /// Whether the request is whole: no elements follow it.

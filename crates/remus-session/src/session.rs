@@ -319,6 +319,12 @@ impl Session {
         !self.deciding && !self.state.is_closed()
     }
 
+    /// Whether [`Session::poll_event`] has something.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty() || !(self.requests.is_empty() || self.deciding || self.state.is_closed() || self.is_congested())
+    }
+
     /// The next thing that happened.
     ///
     /// Requests are handed out only while there is room for their answers (`max_queued_bytes`), and count as taken in only

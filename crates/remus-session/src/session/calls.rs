@@ -164,6 +164,24 @@ impl Session {
         Ok(key)
     }
 
+    /// Whether a call of this shape could be made now.
+    ///
+    /// # Errors
+    ///
+    /// What [`Session::call`] would fail with. After [`CallError::NotOpen`] wait for [`Event::Active`], after
+    /// [`CallError::QueueFull`] for [`Event::Uncongested`], after [`CallError::TooManyCalls`] for the end of a call.
+    pub fn ready_for(&mut self, shape: Shape) -> Result<(), CallError> {
+        let ready = self.check_callable(shape);
+        if matches!(ready, Err(CallError::QueueFull { .. })) {
+            self.congested = true;
+        }
+        ready?;
+        if self.open_local >= usize::try_from(self.peer_limits.max_calls).unwrap_or(usize::MAX) {
+            return Err(CallError::TooManyCalls { limit: self.peer_limits.max_calls });
+        }
+        Ok(())
+    }
+
     fn check_callable(&self, shape: Shape) -> Result<(), CallError> {
         if self.state.is_closed() {
             return Err(CallError::Closed);
@@ -459,6 +477,7 @@ impl Session {
         self.events.push_back(Event::Request(Box::new(Incoming {
             call: key,
             answered: id.0 != 0 || call.is_some(),
+            owns_stream: call.is_some(),
             message,
             ended,
             deadline,
@@ -555,6 +574,7 @@ impl Session {
             let incoming = Incoming {
                 call: key,
                 answered: true,
+                owns_stream: false,
                 message: inner,
                 ended: true,
                 deadline: inner_deadline,
@@ -722,21 +742,12 @@ impl Session {
         self.remove_call(outer);
     }
 
-    /// Sends one element of a streaming call.
+    /// Whether [`Session::send`] would take an element now; [`Event::Writable`] follows after [`SendError::Blocked`].
     ///
     /// # Errors
     ///
-    /// [`SendError::Blocked`]: the stream's queue, or the session's, is full; try again after [`Event::Writable`]. The others
-    /// are final for this direction.
-    pub fn send(
-        &mut self,
-        now: Timestamp,
-        key: CallKey,
-        element: Outgoing,
-    ) -> Result<(), SendError> {
-        let limit = usize::try_from(self.peer_limits.max_message).unwrap_or(usize::MAX);
-        let congested = self.is_congested();
-        let max_queued = self.config.max_stream_queued_bytes;
+    /// What [`Session::send`] would fail with, but for the element's size.
+    pub fn can_send(&mut self, key: CallKey) -> Result<(), SendError> {
         if self.state.is_closed() {
             return Err(SendError::Closed);
         }
@@ -747,19 +758,35 @@ impl Session {
         if call.send_ended || !call.owns_stream {
             return Err(SendError::Ended);
         }
-        let (id, request_id, priority) = (call.stream, call.request_id, call.priority);
-        let queued = self
-            .stream_ref(id)
-            .map_or(0, |stream| stream.send.queued_bytes);
-        if congested || queued >= max_queued {
-            if congested {
-                self.congested = true;
-            }
+        let queued = self.stream_ref(call.stream).map_or(0, |stream| stream.send.queued_bytes);
+        let congested = self.is_congested();
+        if congested || queued >= self.config.max_stream_queued_bytes {
+            self.congested |= congested;
             if let Some(call) = self.call_mut(key) {
                 call.wants_writable = true;
             }
             return Err(SendError::Blocked);
         }
+        Ok(())
+    }
+
+    /// Whether the call is still known: not answered, cancelled or released.
+    #[must_use]
+    pub fn has_call(&self, key: CallKey) -> bool {
+        self.call_ref(key).is_some()
+    }
+
+    /// Sends one element of a streaming call.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Blocked`]: the stream's queue, or the session's, is full; try again after [`Event::Writable`]. The others
+    /// are final for this direction.
+    pub fn send(&mut self, now: Timestamp, key: CallKey, element: Outgoing) -> Result<(), SendError> {
+        self.can_send(key)?;
+        let limit = usize::try_from(self.peer_limits.max_message).unwrap_or(usize::MAX);
+        let call = self.call_ref(key).ok_or(SendError::Closed)?;
+        let (id, request_id, priority) = (call.stream, call.request_id, call.priority);
         let mut message = self.stamped(now, MessageType::STREAM, element.payload);
         message.request_id = request_id;
         message.flags = Self::own_flags(element.flags);

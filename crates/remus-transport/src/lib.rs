@@ -1,1 +1,19 @@
-//! Links over carriers, the listener, and the driver that joins a link to a session.
+//! Carriers under a session: sockets, the WebTransport link, the driver that joins a link to a session. Spec: transport.
+//!
+//! The first crate that knows sockets, clocks and tasks. An application uses `remus`, which is built on this.
+//!
+//! - [`quic`]: UDP sockets and QUIC settings, each with its reason.
+//! - [`webtransport`]: dialling and accepting a WebTransport link.
+//! - [`Connection`]: one session on one link, driven by a few tasks that live on the runtime on which it was made.
+
+#![forbid(unsafe_code)]
+
+mod clock;
+mod connection;
+mod driver;
+pub mod quic;
+pub mod webtransport;
+
+pub use clock::Clock;
+pub use connection::{CallReceiver, CallSender, Connection, ConnectionStatus, PeerRequest};
+pub use driver::{Dispatch, Handler, HandlerFuture, LINGER_MAX};

@@ -1,0 +1,583 @@
+//! The tasks that join a session to a WebTransport link.
+//!
+//! One task supervises: timers, new lanes, datagrams, the end. Each lane has one task that reads and one that writes. All run
+//! on the runtime on which the connection was made, are tracked, and end with the connection.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use remus_http3::{ClosedBy, RecvStream, SendStream, WriteError};
+use remus_session::{
+    Answer, CallKey, CloseReason, ConfigError, Event, Grant, LANES_MAX, LaneId, Session,
+    SessionConfig,
+};
+use remus_wire::{
+    AuthenticationRecord, ErrorCode, ErrorRecord, Query, QueryAnswer, RequestId, Shutdown, Text,
+};
+use tracing::{Instrument, debug};
+
+use crate::clock::Clock;
+use crate::connection::{Connection, ConnectionStatus, Core, Inner, PeerRequest, Writer};
+
+/// How long what is already queued may take to leave after the session has ended.
+///
+/// Enough for a refusal or the last answers to cross a slow network twice; a peer that reads nothing cannot hold us longer.
+pub const LINGER_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes taken from a lane at once.
+const READ_MAX: usize = 64 * 1024;
+
+/// Requests handed out before their answers are put back into the session: bounds what is done under one lock.
+const REQUESTS_AT_ONCE: usize = 64;
+
+/// The answer to a call that is still being worked on; `None` where it was finished through its stream.
+pub type HandlerFuture = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
+
+/// What a handler makes of a request.
+pub enum Dispatch {
+    /// The answer is there.
+    Ready(Answer),
+    /// It takes longer. The future is polled once in place, and becomes a task only if that was not enough.
+    Later(HandlerFuture),
+}
+
+/// What an endpoint does with what its peer asks.
+pub trait Handler: Send + Sync + 'static {
+    /// Who the client is: grants or refuses it. The session takes nothing more in until then.
+    fn authenticate(
+        &self,
+        connection: &Connection,
+        record: AuthenticationRecord,
+    ) -> Pin<Box<dyn Future<Output = Result<Grant, ErrorRecord>> + Send>>;
+
+    /// What the directory holds.
+    fn directory(&self, query: &Query) -> QueryAnswer;
+
+    /// One request. Dropping the future is how its cancellation reaches it.
+    fn request(&self, connection: &Connection, request: PeerRequest) -> Dispatch;
+
+    /// The peer has announced its end.
+    fn shutting_down(&self, _connection: &Connection, _shutdown: &Shutdown) {}
+}
+
+/// Joins a client's session to `link` and starts its tasks. Small calls may be made at once.
+pub(crate) fn client(
+    link: remus_http3::Session,
+    config: SessionConfig,
+    handler: Arc<dyn Handler>,
+) -> Result<Connection, ConfigError> {
+    let clock = Clock::new();
+    let session = Session::client(config, clock.now())?;
+    Ok(start(link, session, clock, handler, true))
+}
+
+/// Joins an acceptor's session to `link` and starts its tasks.
+pub(crate) fn acceptor(
+    link: remus_http3::Session,
+    config: SessionConfig,
+    handler: Arc<dyn Handler>,
+) -> Result<Connection, ConfigError> {
+    let clock = Clock::new();
+    let session = Session::acceptor(config, clock.now())?;
+    Ok(start(link, session, clock, handler, false))
+}
+
+fn start(
+    link: remus_http3::Session,
+    mut session: Session,
+    clock: Clock,
+    handler: Arc<dyn Handler>,
+    client: bool,
+) -> Connection {
+    session.set_datagrams(link.max_datagram_len() >= DATAGRAM_MIN);
+    let inner = Arc::new(Inner::new(session, clock, handler, link.remote_address()));
+    let connection = Connection::new(Arc::clone(&inner), client);
+    let span = tracing::debug_span!("session", remote = %inner.remote, client);
+    let supervisor = Supervisor {
+        link,
+        inner: Arc::clone(&inner),
+        client,
+        accepted: 0,
+    };
+    inner.tasks.spawn(supervisor.run().instrument(span));
+    inner.tasks.close();
+    connection
+}
+
+/// A datagram must hold a heartbeat: frame header, message header and payload.
+const DATAGRAM_MIN: usize = 8 + 35 + 20;
+
+struct Supervisor {
+    link: remus_http3::Session,
+    inner: Arc<Inner>,
+    client: bool,
+    /// Lanes that the peer has opened.
+    accepted: u16,
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        if self.client {
+            // Lane 0 before anything else: its first bytes are the session's first flight.
+            self.inner.with(|_, _| ());
+        }
+        let mut timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+        loop {
+            if !self.open_lanes().await {
+                break;
+            }
+            self.inner.pump();
+            self.send_datagrams();
+            let at = {
+                let mut core = self.inner.lock();
+                if core.closed.is_some() {
+                    break;
+                }
+                core.session.poll_timeout()
+            };
+            if let Some(at) = at {
+                timer.as_mut().reset(self.inner.clock.instant(at).into());
+            }
+            tokio::select! {
+                () = self.inner.supervisor.notified() => {}
+                () = &mut timer, if at.is_some() => {
+                    self.inner.with(|core, now| core.session.handle_timeout(now));
+                }
+                datagram = self.link.read_datagram() => if let Ok(datagram) = datagram {
+                    self.inner.with(|core, now| core.session.handle_datagram(now, datagram));
+                } else {
+                    self.link_ended().await;
+                },
+                lane = self.link.accept_bi(), if !self.client && self.accepted < LANES_MAX => match lane {
+                    Ok((send, recv)) => {
+                        let lane = LaneId(self.accepted);
+                        self.accepted = self.accepted.saturating_add(1);
+                        self.add_lane(lane, send, recv);
+                    }
+                    Err(_) => self.link_ended().await,
+                },
+                _ = self.link.closed() => self.link_ended().await,
+            }
+        }
+        self.close_link().await;
+    }
+
+    /// Opens the lanes that the session wants to write on. False when the link is gone.
+    async fn open_lanes(&self) -> bool {
+        let wanted = self.inner.lock().lanes_to_open();
+        for lane in wanted {
+            if !self.client {
+                continue; // only the client opens lanes; the acceptor's writers come with them
+            }
+            match self.link.open_bi().await {
+                Ok((send, recv)) => self.add_lane(lane, send, recv),
+                Err(_) => self.link_ended().await,
+            }
+        }
+        true
+    }
+
+    fn add_lane(&self, lane: LaneId, send: SendStream, recv: RecvStream) {
+        if let Some(writer) = self.inner.lock().writers.get_mut(usize::from(lane.0)) {
+            *writer = Writer::Busy;
+        }
+        let writing = write_lane(Arc::clone(&self.inner), lane, send);
+        let reading = read_lane(Arc::clone(&self.inner), lane, recv);
+        self.inner.tasks.spawn(writing.in_current_span());
+        self.inner.tasks.spawn(reading.in_current_span());
+    }
+
+    fn send_datagrams(&self) {
+        loop {
+            let Some(datagram) = self.inner.lock().session.poll_datagram() else {
+                return;
+            };
+            if self.link.send_datagram(&datagram).is_err() {
+                return; // it may be lost, and was
+            }
+        }
+    }
+
+    /// The link ended before the session did.
+    async fn link_ended(&self) {
+        let (code, reason) = match self.link.closed().await {
+            Ok(closed) if closed.side == ClosedBy::Peer => (ErrorCode(closed.code), closed.reason),
+            Ok(_) => (
+                ErrorCode::UNAVAILABLE,
+                "this side closed the link".to_owned(),
+            ),
+            Err(error) => (ErrorCode::UNAVAILABLE, error.to_string()),
+        };
+        self.inner
+            .with(|core, _| core.session.carrier_lost(code, &reason));
+        self.inner.pump();
+    }
+
+    /// Lets what is queued leave, then closes the link with the session's code and reason.
+    async fn close_link(self) {
+        let Some(reason) = self.inner.lock().closed.clone() else {
+            return;
+        };
+        debug!(code = %reason.code, reason = %reason.reason, by_peer = reason.by_peer, "session closed");
+        let flushed = poll_fn(|cx| self.inner.lock().poll_writers_done(cx));
+        if !self.link.end().is_some_and(|end| end.is_ok()) {
+            let _ = tokio::time::timeout(LINGER_MAX, flushed).await;
+        }
+        self.link.close(reason.code.0, &reason.reason).await;
+    }
+}
+
+/// Reads one lane until it ends.
+async fn read_lane(inner: Arc<Inner>, lane: LaneId, mut recv: RecvStream) {
+    loop {
+        let mut input = match recv.read_chunk(READ_MAX).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => {
+                inner.lane_ended(lane);
+                return;
+            }
+            Err(error) => {
+                debug!(lane = lane.0, %error, "lane broke");
+                inner.lane_broke(lane, &error.to_string());
+                return;
+            }
+        };
+        while !input.is_empty() {
+            let mut waiting = false;
+            let open = {
+                let now = inner.clock.now();
+                let mut core = inner.lock();
+                // An error has already become the session's end.
+                let _ = core.session.handle_input(now, lane, &mut input);
+                waiting |= !core.session.wants_input() && !input.is_empty();
+                core.closed.is_none() && !core.session.state().is_closed()
+            };
+            inner.pump();
+            if !open {
+                recv.stop(0);
+                return;
+            }
+            if waiting {
+                poll_fn(|cx| inner.lock().poll_input(cx)).await;
+            }
+        }
+    }
+}
+
+/// Writes one lane until the session has ended and nothing is left.
+async fn write_lane(inner: Arc<Inner>, lane: LaneId, mut send: SendStream) {
+    let mut out: VecDeque<Bytes> = VecDeque::new();
+    loop {
+        let more = poll_fn(|cx| inner.lock().poll_output(cx, lane, &mut out)).await;
+        if !more {
+            break;
+        }
+        let written = send.write_chunks(out.make_contiguous()).await;
+        out.clear();
+        inner.wrote();
+        if let Err(error) = written {
+            if !matches!(error, WriteError::Stopped(_)) || lane == LaneId::ZERO {
+                inner.lane_broke(lane, &error.to_string());
+            }
+            break;
+        }
+    }
+    if send.finish().is_ok() {
+        // The peer has all of it, or wants no more, or is gone; LINGER_MAX bounds the wait from outside.
+        let _ = send.stopped().await;
+    }
+    inner.lock().writer_gone(lane);
+}
+
+impl Inner {
+    /// Takes what happened in the session and acts on it. Only the connection's own tasks do this.
+    pub(crate) fn pump(self: &Arc<Self>) {
+        let mut requests = Vec::new();
+        let mut answers = Vec::new();
+        loop {
+            let now = self.clock.now();
+            let mut core = self.lock();
+            for (key, answer) in answers.drain(..) {
+                core.session.respond(now, key, answer);
+            }
+            let more = self.take_events(&mut core, now, &mut requests);
+            let open = core.wake_writers() || core.session.needs_rearm();
+            drop(core);
+            if open {
+                self.supervisor.notify_one();
+            }
+            if requests.is_empty() && !more {
+                return;
+            }
+            for (key, request) in requests.drain(..) {
+                if let Some(answer) = self.dispatch(key, request) {
+                    answers.push((key, answer));
+                }
+            }
+        }
+    }
+
+    /// Drains the session's events. True when it stopped before the last.
+    fn take_events(
+        self: &Arc<Self>,
+        core: &mut Core,
+        now: remus_wire::Timestamp,
+        requests: &mut Vec<(CallKey, PeerRequest)>,
+    ) -> bool {
+        while requests.len() < REQUESTS_AT_ONCE {
+            let Some(event) = core.session.poll_event(now) else {
+                return false;
+            };
+            match event {
+                Event::Answer(key, result) => {
+                    core.on_answer(key, result.map(|message| *message).map_err(|error| *error))
+                }
+                Event::BatchAnswer(key, answers) => core.on_batch_answer(key, answers),
+                Event::Readable(key) => core.on_readable(key),
+                Event::Writable(key) => core.on_writable(key),
+                Event::Cancelled(key, _) => core.on_cancelled(key),
+                Event::Request(incoming) => requests.push(PeerRequest::new(self, core, *incoming)),
+                Event::Authenticate(record) => self.decide(record),
+                Event::Query(id, query) => self.answer_query(core, now, id, &query),
+                Event::Active(_) => {
+                    self.set_status(ConnectionStatus::Active);
+                    core.wake_blocked();
+                }
+                Event::Uncongested => core.wake_blocked(),
+                Event::PathMeasured => self.path_measured(),
+                Event::ShuttingDown(shutdown) => {
+                    self.handler
+                        .shutting_down(&Connection::new(Arc::clone(self), false), &shutdown);
+                    self.set_status(ConnectionStatus::Draining(shutdown));
+                    core.wake_blocked();
+                }
+                // No method that this side offers answers a challenge.
+                Event::Challenge(_) => core.session.abort(
+                    ErrorCode::UNAUTHENTICATED,
+                    "the peer sent a challenge, and no key was given to answer it",
+                ),
+                Event::Offered(offer) => debug!(version = ?offer.version, "offer taken"),
+                Event::Closed(reason) => self.on_closed(core, reason),
+                _ => {}
+            }
+        }
+        true
+    }
+
+    fn on_closed(&self, core: &mut Core, reason: CloseReason) {
+        core.closed = Some(reason.clone());
+        for (_, handler) in core.handlers.drain() {
+            handler.abort();
+        }
+        core.wake_blocked();
+        core.wake_input();
+        self.set_status(ConnectionStatus::Closed(reason));
+        self.supervisor.notify_one();
+    }
+
+    fn set_status(&self, status: ConnectionStatus) {
+        self.status.send_replace(status);
+    }
+
+    /// Lets the handler decide about the client, without holding anything up but this session.
+    fn decide(self: &Arc<Self>, record: AuthenticationRecord) {
+        let deciding = self
+            .handler
+            .authenticate(&Connection::new(Arc::clone(self), false), record);
+        let inner = Arc::clone(self);
+        self.tasks.spawn(
+            async move {
+                let decision = deciding.await;
+                {
+                    let now = inner.clock.now();
+                    let mut core = inner.lock();
+                    match decision {
+                        Ok(grant) => core.session.grant(now, grant),
+                        Err(error) => core.session.refuse(now, error),
+                    }
+                    core.wake_input();
+                }
+                inner.pump();
+            }
+            .in_current_span(),
+        );
+    }
+
+    fn answer_query(
+        &self,
+        core: &mut Core,
+        now: remus_wire::Timestamp,
+        id: RequestId,
+        query: &Query,
+    ) {
+        let answer = self.handler.directory(query);
+        core.session.answer_query(now, id, &answer);
+    }
+
+    /// Starts one handler. Its answer, if it was ready at once.
+    fn dispatch(self: &Arc<Self>, key: CallKey, request: PeerRequest) -> Option<Answer> {
+        let connection = Connection::new(Arc::clone(self), false);
+        let first = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            match self.handler.request(&connection, request) {
+                Dispatch::Ready(answer) => Ok(Some(answer)),
+                Dispatch::Later(mut future) => match future
+                    .as_mut()
+                    .poll(&mut Context::from_waker(Waker::noop()))
+                {
+                    Poll::Ready(answer) => Ok(answer),
+                    Poll::Pending => Err(future),
+                },
+            }
+        }));
+        match first {
+            Ok(Ok(Some(answer))) => Some(answer),
+            Ok(Ok(None)) => {
+                // Finished through its stream; if it was not, the caller must not wait for ever.
+                self.with(|core, now| core.session.release(now, key));
+                None
+            }
+            Ok(Err(future)) => {
+                self.spawn_handler(key, future);
+                None
+            }
+            Err(_) => Some(Answer::Error(ErrorRecord::new(
+                ErrorCode::INTERNAL,
+                Text::from_static("the handler panicked"),
+            ))),
+        }
+    }
+
+    fn spawn_handler(self: &Arc<Self>, key: CallKey, future: HandlerFuture) {
+        let mut core = self.lock();
+        if !core.session.has_call(key) {
+            return; // cancelled meanwhile: dropping the future is how it hears of it
+        }
+        let running = Running {
+            inner: Arc::clone(self),
+            key,
+        };
+        // The lock is held, so the task cannot finish before its handle is in the table.
+        let task = self.tasks.spawn(
+            async move {
+                let answer = future.await;
+                running.finish(answer);
+            }
+            .in_current_span(),
+        );
+        core.handlers.insert(key, task.abort_handle());
+    }
+
+    fn lane_ended(self: &Arc<Self>, lane: LaneId) {
+        {
+            let mut core = self.lock();
+            // An error has already become the session's end.
+            let _ = core.session.handle_lane_end(lane);
+            if lane == LaneId::ZERO {
+                core.session
+                    .carrier_lost(ErrorCode::UNAVAILABLE, "the peer ended the control lane");
+            }
+        }
+        self.pump();
+    }
+
+    fn lane_broke(self: &Arc<Self>, lane: LaneId, why: &str) {
+        self.lock().session.carrier_lost(
+            ErrorCode::UNAVAILABLE,
+            &format!("lane {} broke: {why}", lane.0),
+        );
+        self.pump();
+    }
+
+    /// After bytes have left: there may be room for what waited.
+    fn wrote(self: &Arc<Self>) {
+        if self.lock().session.has_events() {
+            self.pump();
+        }
+    }
+}
+
+/// A handler at work. However it ends, its call is answered.
+struct Running {
+    inner: Arc<Inner>,
+    key: CallKey,
+}
+
+impl Running {
+    fn finish(self, answer: Option<Answer>) {
+        if let Some(answer) = answer {
+            self.inner
+                .with(|core, now| core.session.respond(now, self.key, answer));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // After an answer the key is spent and this does nothing; after a panic the caller hears of it.
+        self.inner.with(|core, now| {
+            core.handlers.remove(&self.key);
+            core.session.release(now, self.key);
+        });
+    }
+}
+
+impl Core {
+    fn poll_output(
+        &mut self,
+        cx: &mut Context<'_>,
+        lane: LaneId,
+        out: &mut VecDeque<Bytes>,
+    ) -> Poll<bool> {
+        if self.session.poll_transmit(lane, out) {
+            return Poll::Ready(true);
+        }
+        if self.closed.is_some() {
+            return Poll::Ready(false);
+        }
+        if let Some(writer) = self.writers.get_mut(usize::from(lane.0)) {
+            *writer = Writer::Waiting(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.session.wants_input() || self.closed.is_some() {
+            return Poll::Ready(());
+        }
+        self.input_waiters.push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn writer_gone(&mut self, lane: LaneId) {
+        if let Some(writer) = self.writers.get_mut(usize::from(lane.0)) {
+            *writer = Writer::Absent;
+        }
+        self.wake_input();
+    }
+
+    /// Ready when every lane's writer has ended.
+    fn poll_writers_done(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self
+            .writers
+            .iter()
+            .all(|writer| matches!(writer, Writer::Absent | Writer::Wanted))
+        {
+            return Poll::Ready(());
+        }
+        for writer in &mut self.writers {
+            if let Writer::Waiting(_) = writer
+                && let Writer::Waiting(waker) = std::mem::replace(writer, Writer::Busy)
+            {
+                waker.wake();
+            }
+        }
+        self.input_waiters.push(cx.waker().clone());
+        Poll::Pending
+    }
+}

@@ -1,0 +1,165 @@
+//! UDP sockets and QUIC settings. quinn's defaults are made for a laboratory; each number here has its reason.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Bytes asked of the kernel for each direction of a UDP socket.
+///
+/// With the usual 208 KiB a bulk transfer overflows the receiver's socket and loses 1 to 4 % of its packets; 1 MiB lost none.
+pub const SOCKET_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Largest UDP payload probed for and taken.
+///
+/// Batches hold ten segments whatever their size, and the kernel takes at most 64 KiB a batch, so a larger one would make every
+/// batch fail.
+pub const UDP_PAYLOAD_MAX: u16 = 6500;
+
+/// Bidirectional streams that a peer may have open: a request for the session, sixteen lanes, and plain requests beside them.
+/// quinn reserves memory for each allowed stream.
+const BIDI_STREAMS_MAX: u32 = 64;
+
+/// Unidirectional streams that a peer may have open: control, two of QPACK, and a few of WebTransport.
+const UNI_STREAMS_MAX: u32 = 16;
+
+/// Bytes that may be in flight towards us: a stream's window covers 2 MiB per round trip, a connection holds 8 MiB at most.
+const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// Bytes that quinn holds for sending. Larger only adds a standing queue in front of urgent calls.
+const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Silence after which QUIC gives up; the session's own heartbeats notice a lost peer earlier.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Datagrams held in each direction, in bytes; beyond it the oldest go.
+const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Packets that the peer may send before we acknowledge: one in ten saves a quarter of the CPU of small calls.
+const ACK_EVERY: u32 = 10;
+
+/// The round trip assumed before the first is measured. quinn's 333 ms makes every first flight on a fast network slow.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// Connections whose handshake has not begun that may wait on one endpoint; beyond it new ones are dropped and try again.
+const PENDING_CONNECTIONS_MAX: usize = 1024;
+
+/// Bytes that one connection, and all together, may send before they are accepted.
+const PENDING_CONNECTION_BYTES: u64 = 64 * 1024;
+const PENDING_BYTES: u64 = 16 * 1024 * 1024;
+
+fn transport() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    let mut ack = quinn::AckFrequencyConfig::default();
+    ack.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(UDP_PAYLOAD_MAX);
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS_MAX))
+        .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS_MAX))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
+        .ack_frequency_config(Some(ack))
+        .mtu_discovery_config(Some(mtu))
+        .initial_rtt(INITIAL_RTT);
+    config
+}
+
+fn endpoint_config() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // 6,500 is within what QUIC allows (1,200 to 65,527), so this cannot fail.
+    let _ = config.max_udp_payload_size(UDP_PAYLOAD_MAX);
+    config
+}
+
+/// A UDP socket for QUIC. `shared`: several sockets take the same port, and the kernel spreads connections over them.
+///
+/// An unspecified IPv6 address takes IPv4 as well.
+///
+/// # Errors
+///
+/// That of the operating system, `AddrInUse` among them.
+pub fn bind(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    // The kernel gives what its limits allow; less is slower, not wrong.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// An endpoint that takes connections on `socket`, on the runtime in which it is called.
+///
+/// # Errors
+///
+/// [`EndpointError`]: the TLS configuration lacks what QUIC needs, or the operating system refused.
+pub fn server_endpoint(
+    socket: UdpSocket,
+    tls: Arc<rustls::ServerConfig>,
+) -> Result<Endpoint, EndpointError> {
+    let crypto = QuicServerConfig::try_from(tls)?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(transport()));
+    config.max_incoming(PENDING_CONNECTIONS_MAX);
+    config.incoming_buffer_size(PENDING_CONNECTION_BYTES);
+    config.incoming_buffer_size_total(PENDING_BYTES);
+    Ok(Endpoint::new(
+        endpoint_config(),
+        Some(config),
+        socket,
+        Arc::new(quinn::TokioRuntime),
+    )?)
+}
+
+/// An endpoint for outgoing connections, on the runtime in which it is called: IPv6 and IPv4, or IPv4 where that is all.
+///
+/// # Errors
+///
+/// [`EndpointError`] as [`server_endpoint`].
+pub fn client_endpoint(tls: Arc<rustls::ClientConfig>) -> Result<Endpoint, EndpointError> {
+    let crypto = QuicClientConfig::try_from(tls)?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport()));
+    let socket = bind((Ipv6Addr::UNSPECIFIED, 0).into(), false)
+        .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into(), false))?;
+    let mut endpoint = Endpoint::new(
+        endpoint_config(),
+        None,
+        socket,
+        Arc::new(quinn::TokioRuntime),
+    )?;
+    endpoint.set_default_client_config(config);
+    Ok(endpoint)
+}
+
+/// Why an endpoint could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// The TLS configuration has no cipher suite for QUIC's first packets.
+    #[error("the TLS configuration does not fit QUIC: {0}")]
+    Tls(#[from] NoInitialCipherSuite),
+    /// The operating system refused the socket.
+    #[error("the UDP socket cannot be used: {0}")]
+    Socket(#[from] io::Error),
+}

@@ -1,4 +1,4 @@
-//! The authentication record: who a peer says it is, and by what. Spec: wire §4.1.
+//! The authentication record: who a peer says it is, and by what. Spec: message format §4.1.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! Batches: several messages as one. Spec: wire §3.3.
+//! Batches: several messages as one. Spec: message format §3.3.
 
 use alloc::vec::Vec;
 

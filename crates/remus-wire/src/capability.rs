@@ -1,4 +1,4 @@
-//! Capability (0x05): what a node is, and how much it takes. Spec: wire §4.2 and §4.8.
+//! Capability (0x05): what a node is, and how much it takes. Spec: message format §4.2.
 
 use bytes::{BufMut, Bytes};
 

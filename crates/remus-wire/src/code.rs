@@ -1,4 +1,4 @@
-//! Error codes: what a RESET, a STOP, a Shutdown and an error record say. Spec: wire, registry of error codes.
+//! Error codes: what a RESET, a STOP, a Shutdown and an error record say. Spec: message format §6.9.
 
 use crate::macros::codes;
 
@@ -96,7 +96,7 @@ impl ErrorCode {
     /// True for UNAVAILABLE, LOSS_OF_SESSION, SHUTTING_DOWN, TOO_MANY_CALLS, TOO_MANY_STREAMS and QUEUE_FULL.
     /// After one that [`is_refusal`](Self::is_refusal) holds for, the request did not run, and anything may be
     /// tried again. After the first two it may have run: only a request that is idempotent may be tried again
-    /// without asking the application. Spec: wire, registry of error codes.
+    /// without asking the application. Spec: message format §6.9.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
         self.is_refusal() || matches!(self, Self::UNAVAILABLE | Self::LOSS_OF_SESSION)

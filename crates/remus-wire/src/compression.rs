@@ -1,4 +1,4 @@
-//! Compressed payloads: what stands in place of the payload under the Compressed flag. Spec: wire §3.3.
+//! Compressed payloads: what stands in place of the payload under the Compressed flag. Spec: message format §3.3.
 //!
 //! Inflates nothing; it says what has to be inflated, by what and to which size.
 

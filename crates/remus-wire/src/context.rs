@@ -1,4 +1,4 @@
-//! Context metadata: what travels with a message beside its payload. Spec: wire §3.2.
+//! Context metadata: what travels with a message beside its payload. Spec: message format §3.2.
 
 use core::fmt;
 
@@ -356,5 +356,93 @@ impl fmt::Debug for Context {
                 }),
             )
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{format, vec};
+
+    use super::*;
+    use crate::{AuthMethod, MAX_OPTION_LEN, Text};
+
+    #[test]
+    fn setting_an_option_again_replaces_it_and_leaves_the_others() {
+        let mut context = Context::new();
+        context.set_tenant("first").unwrap();
+        context.add_custom("k", b"1").unwrap();
+        context.set_tenant("second").unwrap();
+        context.add_custom("k", b"2").unwrap();
+        assert_eq!(context.tenant(), Some("second"));
+        assert_eq!(
+            context.custom().collect::<vec::Vec<_>>(),
+            [("k", &b"1"[..]), ("k", b"2")]
+        );
+        let mut bytes = vec![];
+        context.encode(&mut bytes);
+        assert_eq!(Context::decode(bytes.into()), Ok(context));
+    }
+
+    #[test]
+    fn a_value_that_is_too_long_changes_nothing() {
+        let mut context = Context::new();
+        context
+            .set_idempotency_key(&vec![7; MAX_OPTION_LEN])
+            .unwrap();
+        let before = context.clone();
+        let error = context
+            .set_idempotency_key(&vec![7; MAX_OPTION_LEN + 1])
+            .unwrap_err();
+        assert_eq!(error.len, MAX_OPTION_LEN + 1);
+        assert!(context.set_padding(MAX_OPTION_LEN + 1).is_err());
+        assert!(
+            context
+                .add_custom("", &vec![0; MAX_OPTION_LEN - 7])
+                .is_err()
+        );
+        assert!(
+            context
+                .set_causal_dots(
+                    &[Dot {
+                        replica: 1,
+                        counter: 1
+                    }; 8192]
+                )
+                .is_err()
+        );
+        assert_eq!(context, before);
+    }
+
+    #[test]
+    fn taking_the_last_option_away_leaves_nothing() {
+        let mut context = Context::new();
+        context
+            .set_causal_dots(&[Dot {
+                replica: 1,
+                counter: 2,
+            }])
+            .unwrap();
+        context.set_causal_dots(&[]).unwrap();
+        assert_eq!(context, Context::new());
+        assert!(context.is_empty());
+        assert_eq!(context.encoded_len(), 0);
+    }
+
+    #[test]
+    fn debug_leaves_tokens_out() {
+        let record = AuthenticationRecord {
+            method: AuthMethod::BEARER_JWT,
+            token: Bytes::from_static(b"secret"),
+            claims: Text::new(),
+        };
+        let mut context = Context::new();
+        context.set_authentication(&record).unwrap();
+        context.add_custom("cookie", b"secret").unwrap();
+        for text in [format!("{context:?}"), format!("{record:?}")] {
+            assert!(
+                !text.contains("secret") && !text.contains("115, 101"),
+                "{text}"
+            );
+        }
     }
 }

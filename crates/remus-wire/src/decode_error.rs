@@ -1,4 +1,4 @@
-//! Why bytes could not be decoded, and where. Spec: wire §1.
+//! Why bytes could not be decoded, and where. Spec: message format §1.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! Discovery: service records, and the query for them. Spec: wire §4.6.
+//! Discovery: service records, and the query for them. Spec: message format §4.4.
 
 use alloc::vec::Vec;
 use core::fmt;

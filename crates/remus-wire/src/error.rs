@@ -1,4 +1,4 @@
-//! The error record, and the end of a stream. Spec: wire §4.3.
+//! The error record, and the end of a stream. Spec: message format §4.3.
 
 use alloc::vec::Vec;
 use core::time::Duration;

@@ -1,4 +1,4 @@
-//! Message flags. Spec: wire §3.3.
+//! Message flags. Spec: message format §3.3.
 
 use crate::macros::bits;
 

@@ -1,4 +1,4 @@
-//! Frames: what a carrier transports. Spec: wire §2.
+//! Frames: what a carrier transports. Spec: message format §2.
 //!
 //! Knows the shape of a frame, not what may come when: that is the session's.
 //! Invariant: type and length are judged from the 8 header bytes alone, so nothing is kept for a frame that
@@ -140,7 +140,7 @@ impl FrameHeader {
             }
         };
         let max = max_payload.min(MAX_FRAME);
-        if self.len > max && longest == u32::MAX {
+        if self.len > max {
             return Err(DecodeError::TooLarge {
                 at: frame_at("length", 4),
                 value: self.len.into(),
@@ -260,7 +260,10 @@ impl Frame {
     /// [`DecodeError`] where the payload is not what the header announced.
     #[inline]
     pub fn from_parts(header: FrameHeader, payload: Bytes) -> Result<Self, DecodeError> {
-        FrameBody::decode(header.kind, payload).map(|body| Self { stream: header.stream, body })
+        FrameBody::decode(header.kind, payload).map(|body| Self {
+            stream: header.stream,
+            body,
+        })
     }
 
     /// The header that [`encode`](Self::encode) writes.
@@ -377,5 +380,66 @@ const fn frame_at(field: &'static str, offset: usize) -> At {
         record: "FRAME",
         field,
         offset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_share_the_input_and_follow_each_other() {
+        let mut input = BytesMut::new();
+        for payload in [&b"first"[..], b"second"] {
+            let body = FrameBody::Message(Bytes::copy_from_slice(payload));
+            Frame {
+                stream: StreamId(1),
+                body,
+            }
+            .encode(&mut input);
+        }
+        let start = input.as_ptr();
+        let Ok(Some(Frame {
+            body: FrameBody::Message(first),
+            ..
+        })) = Frame::decode(&mut input, DEFAULT_MAX_FRAME)
+        else {
+            panic!("a MESSAGE frame");
+        };
+        assert_eq!(first, "first");
+        assert_eq!(first.as_ptr(), start.wrapping_add(Frame::HEADER_LEN));
+        let second = Frame::decode(&mut input, DEFAULT_MAX_FRAME)
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            second.body,
+            FrameBody::Message(Bytes::from_static(b"second"))
+        );
+        assert_eq!(Frame::decode(&mut input, DEFAULT_MAX_FRAME), Ok(None));
+    }
+
+    /// Spec: WIRE-11. No capacity is set aside for a frame that has only announced itself.
+    #[test]
+    fn an_announced_payload_reserves_nothing() {
+        let header = FrameHeader {
+            stream: StreamId(1),
+            kind: FrameType::MESSAGE,
+            len: MAX_FRAME,
+        };
+        let mut input = BytesMut::from(&header.encode()[..]);
+        let capacity = input.capacity();
+        assert_eq!(Frame::decode(&mut input, MAX_FRAME), Ok(None));
+        assert_eq!(input.capacity(), capacity);
+    }
+
+    #[test]
+    fn headers_come_back_as_they_were() {
+        let header = FrameHeader {
+            stream: StreamId(0x0102),
+            kind: FrameType(0x8304),
+            len: 0x0506_0708,
+        };
+        assert_eq!(header.encode(), [1, 2, 0x83, 4, 5, 6, 7, 8]);
+        assert_eq!(FrameHeader::decode(header.encode()), header);
     }
 }

@@ -1,4 +1,4 @@
-//! The handshake's steps: payload of Handshake (0x01). Spec: wire §4.1.
+//! The handshake's steps: payload of Handshake (0x01). Spec: message format §4.1.
 //!
 //! Knows what each step holds, not which may follow which: that is the session's.
 

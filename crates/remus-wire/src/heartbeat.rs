@@ -1,4 +1,4 @@
-//! Heartbeat (0x02): round trip, clock offset and load. Spec: wire §4.2.
+//! Heartbeat (0x02): round trip, clock offset and load. Spec: message format §4.2.
 
 use bytes::{BufMut, Bytes};
 

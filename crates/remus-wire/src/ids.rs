@@ -1,4 +1,4 @@
-//! The names of things: streams, requests, services, methods, nodes, places. Spec: wire §2 and §3.1.
+//! The names of things: streams, requests, services, methods, nodes, places. Spec: message format §2 and §3.1.
 
 use core::fmt;
 
@@ -60,7 +60,7 @@ id! {
 }
 
 id! {
-    /// Microseconds since 1970-01-01T00:00:00Z, by the hybrid logical clock of wire §3. It orders; no deadline is
+    /// Microseconds since 1970-01-01T00:00:00Z, by the hybrid logical clock of message format §3. It orders; no deadline is
     /// computed from it.
     Timestamp(u64), "{}"
 }
@@ -139,7 +139,7 @@ fn digest(name: &str) -> u32 {
 mod tests {
     use super::*;
 
-    // Spec: WIRE-40. The digests come from `sha256sum`.
+    // Spec: WIRE-32. The digests come from `sha256sum`.
     #[test]
     fn ids_are_the_first_four_bytes_of_sha256() {
         assert_eq!(ServiceId::of("acme.shop.v1.Cart"), ServiceId(0x7599_ee48));

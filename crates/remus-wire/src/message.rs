@@ -1,4 +1,4 @@
-//! Messages: the unit that peers exchange. Spec: wire §3.
+//! Messages: the unit that peers exchange. Spec: message format §3.
 //!
 //! Knows the header and where its three parts lie, not what a payload means.
 //! Invariant: of a decoded message, total length = 35 + routing + context + payload, and each is within
@@ -452,4 +452,88 @@ fn wrong_payload_len(stated: u32, remaining: usize, offset: usize) -> DecodeErro
     }
     let payload = usize::try_from(stated).unwrap_or(usize::MAX);
     DecodeError::TrailingBytes(at("end", offset + LENGTH_LEN + payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::{MethodId, ServiceId};
+
+    fn sample() -> Message {
+        let mut message = Message::new(MessageType::REQUEST, Bytes::from_static(b"payload"));
+        message.routing = Routing::to(ServiceId(1), MethodId(2));
+        message
+    }
+
+    #[test]
+    fn head_and_payload_make_the_message() {
+        let mut message = sample();
+        for step in 0..3 {
+            if step == 1 {
+                message.context.set_tenant("acme").unwrap();
+            }
+            if step == 2 {
+                message.routing.set_hop_limit(1);
+            }
+            let (mut whole, mut head) = (Vec::new(), Vec::new());
+            message.encode(&mut whole);
+            message.encode_head(&mut head);
+            assert_eq!(head.len(), message.head_len());
+            head.extend_from_slice(&message.payload);
+            assert_eq!(head, whole);
+        }
+    }
+
+    /// Spec: WIRE-19, WIRE-22, WIRE-24.
+    #[test]
+    fn the_first_part_tells_what_will_be_too_large() {
+        let limits = MessageLimits {
+            message: 100,
+            context: 100,
+            routing: 8,
+        };
+        let mut bytes = Vec::new();
+        sample().encode(&mut bytes);
+        assert_eq!(Message::peek_len(&bytes[..3], &limits), Ok(None));
+        assert_eq!(Message::peek_len(&bytes[..4], &limits), Ok(Some(50)));
+
+        let mut large = bytes.clone();
+        large[3] = 101;
+        let error = Message::peek_len(&large[..4], &limits).unwrap_err();
+        assert_eq!(error.name(), "message-too-large");
+
+        let mut zero = bytes.clone();
+        zero[4] = 0;
+        assert_eq!(
+            Message::peek_len(&zero[..5], &limits).unwrap_err().name(),
+            "reserved"
+        );
+
+        let mut routed = bytes.clone();
+        routed[26] = 9;
+        assert_eq!(Message::peek_len(&routed[..26], &limits), Ok(Some(50)));
+        let error = Message::peek_len(&routed[..27], &limits).unwrap_err();
+        assert_eq!(error.name(), "routing-too-large");
+        let wide = MessageLimits {
+            routing: 100,
+            ..limits
+        };
+        routed[26] = 16;
+        let error = Message::peek_len(&routed[..27], &wide).unwrap_err();
+        assert_eq!(
+            error.name(),
+            "length-past-end",
+            "50 bytes leave room for 15"
+        );
+    }
+
+    #[test]
+    fn control_types_are_the_first_fifteen() {
+        let control: Vec<u8> = (0..=u8::MAX)
+            .filter(|kind| MessageType(*kind).is_control())
+            .collect();
+        assert_eq!(control, (0x01..=0x0f).collect::<Vec<u8>>());
+    }
 }

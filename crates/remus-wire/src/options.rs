@@ -1,5 +1,5 @@
 //! Options: the list of `u8` kind, `u16` length, bytes that ends the routing information and makes up the
-//! context. Spec: wire §3.1.
+//! context. Spec: message format §3.1.
 //!
 //! Knows how a list is walked, not what a kind means: that is the [`Shape`] table's of its owner.
 //! Invariant of [`Options`]: `bytes` is a whole list and not empty, every known kind in it has its shape, and single-valued

@@ -1,4 +1,4 @@
-//! Priority of a message. Spec: wire §3.
+//! Priority of a message. Spec: message format §3.
 
 /// How urgent a message is; higher is more urgent.
 ///

@@ -1,4 +1,4 @@
-//! Reading and writing the primitive types of a record. Spec: wire §1.
+//! Reading and writing the primitive types of a record. Spec: message format §1.
 //!
 //! Knows no record. Invariant: `offset` is the number of bytes that lie before `bytes` in what the
 //! decoder was given, so every error can say where it is.

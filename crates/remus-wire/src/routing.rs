@@ -1,4 +1,4 @@
-//! Routing information: whom a message is for, and which way it may go. Spec: wire §3.1.
+//! Routing information: whom a message is for, and which way it may go. Spec: message format §3.1.
 
 use core::fmt;
 
@@ -318,5 +318,48 @@ impl fmt::Debug for Routing {
             .field("method", &self.method)
             .field("options", &Listed(&self.options))
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_passes_a_message_on_counts_down_and_signs_the_trail() {
+        let mut routing = Routing::to(ServiceId(1), MethodId(2));
+        routing.set_hop_limit(2);
+        routing.set_hop_trail(&[NodeId(7)]).unwrap();
+        // As a relay does, with an option it doesn't know in between.
+        let mut bytes = Vec::new();
+        routing.encode(&mut bytes);
+        bytes.extend(b"\x80\x00\x01x");
+        let mut passed = Routing::decode(bytes.into()).unwrap();
+        passed.set_hop_limit(passed.hop_limit().unwrap() - 1);
+        let mut trail: Vec<_> = passed.hop_trail().collect();
+        trail.push(NodeId(8));
+        passed.set_hop_trail(&trail).unwrap();
+
+        let options: Vec<_> = passed.options().collect();
+        assert_eq!(
+            options,
+            [(0x80, &b"x"[..]), (8, &[1]), (5, &[0, 0, 0, 7, 0, 0, 0, 8])],
+            "what is not known is kept"
+        );
+    }
+
+    #[test]
+    fn says_nothing_only_without_ids_and_options() {
+        assert!(Routing::new().is_empty());
+        assert_eq!(Routing::new().encoded_len(), 0);
+        assert!(!Routing::to(ServiceId(1), MethodId::NONE).is_empty());
+        assert!(!Routing::to(ServiceId::NONE, MethodId(1)).is_empty());
+        let mut routing = Routing::new();
+        routing.set_allowed_regions(&[RegionId(49)]).unwrap();
+        assert_eq!(routing.encoded_len(), 8 + 3 + 4);
+        routing.set_allowed_regions(&[]).unwrap();
+        assert!(routing.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Schema (0x04): which schemas a peer has, wants and gives. Spec: wire §4.2.
+//! Schema (0x04): which schemas a peer has, wants and gives. Spec: message format §4.2.
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! Shutdown (0x03): the session will end, and how. Spec: wire §4.2.
+//! Shutdown (0x03): the session will end, and how. Spec: message format §4.2.
 
 use core::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Text: a slice of the input that is known to be UTF-8. Spec: wire §1.
+//! Text: a slice of the input that is known to be UTF-8. Spec: message format §1.
 
 use alloc::string::String;
 use core::{

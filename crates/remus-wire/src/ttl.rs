@@ -1,4 +1,4 @@
-//! The time budget of a message. Spec: wire §3.
+//! The time budget of a message. Spec: message format §3.
 
 use core::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The version record: what a peer speaks. Spec: wire §4.1.
+//! The version record: what a peer speaks. Spec: message format §4.1.
 
 use alloc::vec::Vec;
 use core::{fmt, time::Duration};

@@ -41,6 +41,7 @@ mod code;
 mod config;
 mod connection;
 mod control;
+mod driver;
 mod error;
 mod fault;
 mod frame;

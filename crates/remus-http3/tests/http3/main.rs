@@ -1,0 +1,6 @@
+//! The crate by its public API: against itself, against peers that others wrote, and against peers
+//! that break the rules.
+
+mod requests;
+mod sessions;
+mod support;

@@ -29,6 +29,7 @@ pub(crate) async fn guarded<T>(test: impl Future<Output = T>) -> T {
 pub(crate) struct Identity {
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) key: PrivatePkcs8KeyDer<'static>,
+    pem: String,
 }
 
 impl Identity {
@@ -38,7 +39,13 @@ impl Identity {
         Self {
             certificate: made.cert.der().clone(),
             key: PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()),
+            pem: made.cert.pem(),
         }
+    }
+
+    /// The certificate in PEM.
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
     }
 
     pub(crate) fn server_config(&self) -> quinn::ServerConfig {

@@ -4,11 +4,13 @@
 //! `fuzz/` and the replay of `fuzz/corpus` in this crate's tests call the same bodies.
 
 mod frame;
+mod http3;
 mod message;
 mod record;
 
 pub use self::{
     frame::frame,
+    http3::{capsule, h3_frame, qpack},
     message::{batch, message},
     record::{capability, discovery, error_record, handshake, heartbeat, schema, shutdown},
 };
@@ -22,12 +24,15 @@ pub type Body = fn(&[u8]);
 pub const TARGETS: &[(&str, Body)] = &[
     ("batch", batch),
     ("capability", capability),
+    ("capsule", capsule),
     ("discovery", discovery),
     ("error_record", error_record),
     ("frame", frame),
+    ("h3_frame", h3_frame),
     ("handshake", handshake),
     ("heartbeat", heartbeat),
     ("message", message),
+    ("qpack", qpack),
     ("schema", schema),
     ("shutdown", shutdown),
 ];

@@ -3,13 +3,13 @@
 //! Its header is judged when the first parts hold it; memory grows with what has arrived, never with what was announced.
 
 use bytes::{Bytes, BytesMut};
-use remus_wire::{DecodeError, Flags, Message, MessageLimits, MessageType};
+use remus_wire::{DecodeError, Flags, Message, MessageLimits, MessageType, RequestId};
 
 /// Parts so far.
 #[derive(Debug, Default)]
 pub(crate) struct Assembly {
     bytes: BytesMut,
-    /// The total that the header announces, once it is known.
+    /// The total that the header announces, once the whole header is there.
     pub(crate) total: Option<usize>,
 }
 
@@ -18,14 +18,31 @@ impl Assembly {
         &self.bytes
     }
 
-    /// Adds a part; the announced total becomes known, and is judged, as soon as the header is there.
+    /// Adds a part; what it announces is judged as soon as it is there.
     pub(crate) fn push(&mut self, part: &Bytes, limits: &MessageLimits) -> Result<(), DecodeError> {
         self.bytes.extend_from_slice(part);
         if self.total.is_none() {
-            self.total = Message::peek_len(&self.bytes, limits)?
-                .map(|total| usize::try_from(total).unwrap_or(usize::MAX));
+            let total = Message::peek_len(&self.bytes, limits)?;
+            if self.bytes.len() >= Message::HEADER_LEN {
+                self.total = total.map(|total| usize::try_from(total).unwrap_or(usize::MAX));
+            }
         }
         Ok(())
+    }
+
+    /// The call that this message answers, if it is an answer and enough of it is there to say so.
+    pub(crate) fn answers(&self) -> Option<RequestId> {
+        match self.bytes.get(..REQUEST_ID_END)? {
+            [_, _, _, _, kind, _, _, a, b, c, d]
+                if matches!(
+                    MessageType(*kind),
+                    MessageType::RESPONSE | MessageType::ERROR
+                ) =>
+            {
+                Some(RequestId(u32::from_be_bytes([*a, *b, *c, *d])))
+            }
+            _ => None,
+        }
     }
 
     pub(crate) fn finish(self) -> Bytes {
@@ -33,8 +50,9 @@ impl Assembly {
     }
 }
 
-/// Bytes of a message's header up to and including its flags.
+/// Bytes of a message's header up to and including its flags, and its request ID.
 const FLAGS_END: usize = 7;
+const REQUEST_ID_END: usize = 11;
 
 /// Follows a direction whose bytes are dropped just closely enough to see where it ends.
 #[derive(Debug, Default)]
@@ -54,7 +72,8 @@ impl Discard {
     /// Sees the next bytes; true when a message ends here that ends its direction.
     pub(crate) fn push(&mut self, bytes: &[u8], last: bool) -> bool {
         let missing = FLAGS_END.saturating_sub(self.head.len());
-        self.head.extend(bytes.iter().copied().take(missing));
+        self.head
+            .extend_from_slice(bytes.get(..missing).unwrap_or(bytes));
         if !last {
             return false;
         }

@@ -6,11 +6,10 @@ use bytes::Bytes;
 use core::time::Duration;
 use remus_wire::{
     Context, ErrorCode, ErrorRecord, Flags, Message, Priority, RequestId, Routing, StreamId,
-    Timestamp,
 };
 
 /// A call as the application knows it. Spent keys are recognised, never mistaken for a later call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallKey {
     pub(crate) index: u32,
     pub(crate) serial: u32,
@@ -58,7 +57,7 @@ pub struct Outgoing {
     pub priority: Priority,
     /// The time budget; `None` for none.
     pub timeout: Option<Duration>,
-    /// The application's bytes; empty where elements follow.
+    /// The application's bytes. Must be empty where elements follow: they carry the data.
     pub payload: Bytes,
 }
 
@@ -100,7 +99,6 @@ pub(crate) struct Call {
     /// Whether the application reads it through the inbox.
     pub(crate) streams: bool,
     pub(crate) priority: Priority,
-    pub(crate) deadline: Option<Timestamp>,
     pub(crate) inbox: VecDeque<Received>,
     /// Whether `Readable` is out and not yet answered by an empty `recv`.
     pub(crate) signalled: bool,
@@ -112,16 +110,24 @@ pub(crate) struct Call {
     pub(crate) wants_writable: bool,
     /// Counted against the limit on open calls.
     pub(crate) counted: bool,
+    /// Whether the application knows the key: of a call of the peer's, once it was handed out.
+    pub(crate) announced: bool,
     /// The batch it belongs to and its place there.
-    pub(crate) batch: Option<(u32, usize)>,
-    /// Whether this is a batch of ours, whose answer is a batch.
-    pub(crate) is_batch: bool,
+    pub(crate) member: Option<(u32, usize)>,
+    /// The peer's batch whose answers are gathered for this call.
+    pub(crate) gathers: Option<u32>,
+    /// Its answer waits among the events: the key means nothing any more, but its index is not free yet. Giving the call up now takes
+    /// the answer back.
+    pub(crate) spent: bool,
+    /// For a batch of ours: how many calls it holds.
+    pub(crate) batch_len: Option<usize>,
 }
 
 /// A batch of the peer's whose answers are being gathered.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) outer: CallKey,
+    pub(crate) members: Vec<CallKey>,
     pub(crate) answers: Vec<Option<Message>>,
     pub(crate) missing: usize,
     pub(crate) bytes: usize,
@@ -193,8 +199,17 @@ impl LocalIds {
     }
 }
 
-/// Request IDs of the peer's open calls.
-pub(crate) type PeerIds = HashMap<u32, u32>;
+/// A request ID of the peer's that is in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PeerId {
+    /// The request waits to be handed out; with a code, it was cancelled meanwhile.
+    Waiting(Option<ErrorCode>),
+    /// The call at this index.
+    Open(u32),
+}
+
+/// Request IDs of the peer's calls, from their arrival to their end.
+pub(crate) type PeerIds = HashMap<u32, PeerId>;
 
 #[cfg(test)]
 mod tests {

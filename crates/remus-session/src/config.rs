@@ -20,13 +20,19 @@ pub const INITIAL_LIMITS: Limits = Limits {
     session_window: 64 * 1024,
 };
 
+/// Shortest idle timeout that can be negotiated: a third of it is the time between heartbeats, and more of them would be a flood.
+pub(crate) const IDLE_TIMEOUT_MIN: Duration = Duration::from_millis(500);
+
+/// Largest record of a client's first flight, in bytes: it fits `max_frame` of [`INITIAL_LIMITS`] with a message's header.
+const FIRST_RECORD_MAX: u64 = 16 * 1024;
+
 /// What is granted by default, and why:
 ///
 /// - frame 64 KiB: one frame is one unit of interleaving and of buffering.
 /// - message 4 MiB, as gRPC: what is larger streams.
 /// - 256 streams, 1,024 calls: some 200 bytes of table each.
-/// - windows of 1 MiB a stream and 8 MiB a session: 1 MiB in flight is 800 Mbit/s at 10 ms, and 8 MiB bounds what a peer can
-///   make an idle application hold.
+/// - windows of 1 MiB a stream and 8 MiB a session: 1 MiB in flight is 800 Mbit/s at 10 ms, and 8 MiB (with `max_assembly_bytes`,
+///   if messages come in parts) bounds what a peer can make an idle application hold.
 pub const DEFAULT_LIMITS: Limits = Limits {
     max_frame: 64 * 1024,
     max_message: 4 * 1024 * 1024,
@@ -63,7 +69,13 @@ pub struct SessionConfig {
     pub max_queued_bytes: usize,
     /// Outgoing bytes that may wait on one stream before its sender has to pause. Default 256 KiB, range 1 KiB to 1 GiB.
     pub max_stream_queued_bytes: usize,
-    /// Bytes of half-received messages held for all streams together; a stream that would pass it is reset with QUEUE_FULL.
+    /// Outgoing bytes up to which answers are still queued; an answer beyond is replaced by RESOURCE_EXHAUSTED.
+    ///
+    /// `max_queued_bytes` stops requests from being handed out, but not the answers of those that already were: this does.
+    /// Default 64 MiB, range `max_queued_bytes` to 1 GiB.
+    pub max_answer_bytes: usize,
+    /// Bytes of half-received messages held for all streams together; a request that would pass it is refused with QUEUE_FULL,
+    /// any other message ends its call with RESOURCE_EXHAUSTED.
     ///
     /// Default 64 MiB: sixteen messages of the largest default size. At least `limits.max_message`.
     pub max_assembly_bytes: usize,
@@ -115,6 +127,7 @@ impl SessionConfig {
             handshake_timeout: Duration::from_secs(10),
             max_queued_bytes: 4 * 1024 * 1024,
             max_stream_queued_bytes: 256 * 1024,
+            max_answer_bytes: 64 * 1024 * 1024,
             max_assembly_bytes: 64 * 1024 * 1024,
             extra_lanes: 15,
             features: Features::DATAGRAMS
@@ -230,6 +243,13 @@ impl SessionConfig {
             "1 KiB to 1 GiB",
         )?;
         check(
+            "max_answer_bytes",
+            wide(self.max_answer_bytes),
+            wide(self.max_queued_bytes),
+            1 << 30,
+            "max_queued_bytes to 1 GiB",
+        )?;
+        check(
             "max_assembly_bytes",
             wide(self.max_assembly_bytes),
             l.max_message.into(),
@@ -237,6 +257,21 @@ impl SessionConfig {
             "at least max_message",
         )?;
         check("extra_lanes", self.extra_lanes.into(), 0, 15, "0 to 15")?;
+        // Both leave before the acceptor has said how long a frame may be.
+        check(
+            "authentication",
+            wide(self.authentication.encoded_len()),
+            0,
+            FIRST_RECORD_MAX,
+            "a record of at most 16 KiB",
+        )?;
+        check(
+            "query",
+            wide(self.query.encoded_len()),
+            0,
+            FIRST_RECORD_MAX,
+            "a record of at most 16 KiB",
+        )?;
         Ok(())
     }
 

@@ -77,9 +77,9 @@ pub enum SessionError {
     #[error("more control messages and idle frames than the limit allows")]
     ControlFlood,
     /// No protocol version in common.
-    #[error("the peer speaks {theirs}, this side {ours}")]
+    #[error("major version {theirs} was asked for, {ours} is spoken")]
     UnsupportedVersion {
-        /// What the peer offered.
+        /// What the peer asked for.
         theirs: u16,
         /// What is spoken here.
         ours: u16,
@@ -106,6 +106,9 @@ pub enum SessionError {
     /// The peer asked for something that this side does not offer on this session.
     #[error("{0} is not offered on this session")]
     NotOffered(&'static str),
+    /// The peer makes this side talk and does not read it.
+    #[error("{0} bytes of control traffic wait because the peer does not read")]
+    NotReading(usize),
 }
 
 impl SessionError {
@@ -124,7 +127,7 @@ impl SessionError {
             Self::NestedMessage(_) | Self::WrongLength { .. } => ErrorCode::MALFORMED,
             Self::CreditExceeded { .. } => ErrorCode::FLOW_CONTROL,
             Self::DuplicateRequest(_) => ErrorCode::DUPLICATE_REQUEST,
-            Self::ControlFlood => ErrorCode::CONTROL_FLOOD,
+            Self::ControlFlood | Self::NotReading(_) => ErrorCode::CONTROL_FLOOD,
             Self::UnsupportedVersion { .. } => ErrorCode::UNSUPPORTED_VERSION,
             Self::UnsupportedExtension(_) => ErrorCode::UNSUPPORTED_EXTENSION,
             Self::LimitTooLow { .. } => ErrorCode::MALFORMED,
@@ -144,6 +147,25 @@ pub struct CloseReason {
     pub reason: String,
     /// Whether the peer ended it.
     pub by_peer: bool,
+}
+
+impl CloseReason {
+    /// What a call fails with that was open when the session ended, or that is made afterwards.
+    ///
+    /// LOSS_OF_SESSION where the code says nothing about the call: after an orderly end, a lost carrier or silence the call may
+    /// or may not have run, so a code that promises it did not must not be passed on (WIRE-65).
+    #[must_use]
+    pub fn to_record(&self) -> ErrorRecord {
+        let code = match self.code {
+            ErrorCode::OK
+            | ErrorCode::UNAVAILABLE
+            | ErrorCode::IDLE_TIMEOUT
+            | ErrorCode::HANDSHAKE_TIMEOUT => ErrorCode::LOSS_OF_SESSION,
+            code if code.is_refusal() => ErrorCode::LOSS_OF_SESSION,
+            code => code,
+        };
+        ErrorRecord::new(code, Text::from(self.reason.as_str()))
+    }
 }
 
 /// A call that could not be made. Nothing was sent.
@@ -212,6 +234,9 @@ pub enum CallError {
     /// The peer does not offer a feature that the call needs.
     #[error("the peer does not offer {0}")]
     NotOffered(&'static str),
+    /// The request has a payload, but its data are the elements that follow it.
+    #[error("a request that streams carries its data in elements, not in a payload")]
+    UnexpectedPayload,
 }
 
 impl CallError {
@@ -227,7 +252,7 @@ impl CallError {
             Self::ContextTooLarge { .. } => ErrorCode::CONTEXT_TOO_LARGE,
             Self::RoutingTooLarge { .. } => ErrorCode::ROUTING_TOO_LARGE,
             Self::QueueFull { .. } => ErrorCode::QUEUE_FULL,
-            Self::BadBatch { .. } => ErrorCode::INVALID_ARGUMENT,
+            Self::BadBatch { .. } | Self::UnexpectedPayload => ErrorCode::INVALID_ARGUMENT,
             Self::NotOffered(_) => ErrorCode::UNIMPLEMENTED,
         }
     }
@@ -261,6 +286,22 @@ pub enum SendError {
         /// Its length with the header.
         len: usize,
         /// The peer's limit.
+        limit: usize,
+    },
+    /// The element's context is larger than the protocol allows.
+    #[error("the context has {len} bytes, the limit is {limit}")]
+    ContextTooLarge {
+        /// Its length.
+        len: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The element's routing information is larger than the protocol allows.
+    #[error("the routing information has {len} bytes, the limit is {limit}")]
+    RoutingTooLarge {
+        /// Its length.
+        len: usize,
+        /// The limit.
         limit: usize,
     },
 }

@@ -81,12 +81,17 @@ pub enum Event {
     /// Client: the acceptor wants this challenge answered with [`Session::authenticate`](crate::Session::authenticate).
     Challenge(Bytes),
     /// The peer asks the directory; answer with [`Session::answer_query`](crate::Session::answer_query).
+    ///
+    /// Acceptor: the first one is a step of the lifecycle, and nothing more is taken in until it is answered.
     Query(RequestId, Query),
+    /// Client: the acceptor refused the session; [`Event::Closed`] follows. An UNSUPPORTED_VERSION lists in a detail what it
+    /// speaks ([`Version::decode_spoken`](remus_wire::Version::decode_spoken)).
+    Refused(Box<ErrorRecord>),
     /// The lifecycle is complete.
     Active(Box<Negotiated>),
     /// The peer called.
     Request(Box<Incoming>),
-    /// A unary call of ours was answered. The key is spent.
+    /// A unary call of ours was answered, or a batch failed as a whole. The key is spent.
     Answer(CallKey, Result<Box<Message>, Box<ErrorRecord>>),
     /// A batch of ours was answered, one answer a request, in order. The key is spent.
     BatchAnswer(CallKey, Vec<Result<Message, ErrorRecord>>),

@@ -243,8 +243,6 @@ pub(crate) struct Lane {
     pub(crate) ready: Ready,
     pub(crate) turns: Turns,
     pub(crate) reader: FrameReader,
-    /// Streams that have their home here and are open; decides where the next one goes.
-    pub(crate) open_streams: usize,
 }
 
 #[cfg(test)]

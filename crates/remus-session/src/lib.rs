@@ -37,6 +37,8 @@ pub use error::{CallError, CloseReason, SendError, SessionError};
 pub use event::{Event, Grant, Incoming, Negotiated, Side};
 pub use lane::{LANES_MAX, LaneId};
 pub use liveness::PathEstimate;
+#[doc(hidden)]
+pub use session::Occupancy;
 pub use session::{Session, Statistics};
 pub use state::{Input, State, UnexpectedInput};
 

@@ -22,11 +22,15 @@ pub struct PathEstimate {
 /// How many exchanges the clock offset is chosen from.
 const OFFSET_WINDOW: usize = 8;
 
+/// Shortest time between two probes: 125 a second, half of what a peer lets through before it calls them a flood.
+const PROBE_INTERVAL_MIN_US: u64 = 8_000;
+
 /// Heartbeats of one session.
 #[derive(Debug)]
 pub(crate) struct Liveness {
     idle_us: u64,
     last_heard: Timestamp,
+    last_probe: Timestamp,
     next_probe: Timestamp,
     next_id: u32,
     /// The peer's last heartbeat: its timestamp, and when it arrived.
@@ -44,6 +48,7 @@ impl Liveness {
         Self {
             idle_us,
             last_heard: now,
+            last_probe: Timestamp::ZERO,
             next_probe: Timestamp(now.0.saturating_add(idle_us / 3)),
             next_id: 1,
             peer_last: None,
@@ -56,6 +61,12 @@ impl Liveness {
 
     pub(crate) fn set_idle_ms(&mut self, now: Timestamp, idle_ms: u64) {
         self.idle_us = idle_ms.saturating_mul(1000);
+        self.next_probe = Timestamp(now.0.saturating_add(self.idle_us / 3));
+    }
+
+    /// Calls flow from now on, so silence counts.
+    pub(crate) fn start(&mut self, now: Timestamp) {
+        self.last_heard = now;
         self.next_probe = Timestamp(now.0.saturating_add(self.idle_us / 3));
     }
 
@@ -75,6 +86,15 @@ impl Liveness {
         self.next_probe
     }
 
+    /// Whether a probe may leave now; otherwise the next one leaves as soon as it may.
+    pub(crate) fn may_probe(&mut self, now: Timestamp) -> bool {
+        let earliest = self.last_probe.0.saturating_add(PROBE_INTERVAL_MIN_US);
+        if now.0 < earliest {
+            self.next_probe = self.next_probe.min(Timestamp(earliest));
+        }
+        now.0 >= earliest
+    }
+
     /// Whether the peer has been silent for so long that a probe must not be left to an unreliable datagram.
     pub(crate) fn is_suspicious(&self, now: Timestamp) -> bool {
         now.0.saturating_sub(self.last_heard.0) >= self.idle_us / 3
@@ -82,6 +102,7 @@ impl Liveness {
 
     /// A probe and the request ID that marks it as one.
     pub(crate) fn probe(&mut self, now: Timestamp, load: Load) -> (u32, Heartbeat) {
+        self.last_probe = now;
         self.next_probe = Timestamp(now.0.saturating_add(self.idle_us / 3));
         let id = self.next_id;
         self.next_id = self.next_id.checked_add(1).unwrap_or(1);

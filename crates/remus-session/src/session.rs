@@ -5,12 +5,13 @@ mod control;
 mod receive;
 mod transmit;
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use bytes::Bytes;
 use remus_wire::{
-    ErrorCode, ErrorRecord, Features, Limits, Load, Message, MessageLimits, Shutdown, StreamId,
-    Text, Timestamp, Version, VersionRecord,
+    AuthenticationRecord, ErrorCode, ErrorRecord, Features, Limits, Load, Message, MessageLimits,
+    RequestId, Shutdown, StreamId, Text, Timestamp, Version, VersionRecord,
 };
 use slab::Slab;
 
@@ -22,7 +23,7 @@ use crate::event::{Event, Grant, Negotiated, Side};
 use crate::lane::{LANES_MAX, Lane, LaneId};
 use crate::liveness::{Liveness, PathEstimate};
 use crate::state::{Input, State};
-use crate::stream::{SendHalf, Stream};
+use crate::stream::Stream;
 
 /// Control messages, idle frames and resets that may come at once, and how many more each second. Spec: core §8.
 ///
@@ -30,6 +31,30 @@ use crate::stream::{SendHalf, Stream};
 /// user closed a page, more is an attack.
 const CONTROL_BURST: u32 = 1024;
 const CONTROL_PER_SECOND: u64 = 256;
+const CONTROL_REFILL_US: u64 = 1_000_000 / CONTROL_PER_SECOND;
+
+/// Bytes of control traffic that may wait on a lane because the peer does not read.
+///
+/// All of it answers something that the peer sent, so a peer that goes on sending without reading could make it grow for ever.
+/// 1 MiB is a burst of the largest directory answers; beyond it the session ends.
+const CONTROL_QUEUED_MAX: usize = 1024 * 1024;
+
+/// Events that may wait before no more input is taken.
+///
+/// A read of 64 KiB holds at most 1,524 messages, so a driver that takes the events after each read never meets this.
+const EVENTS_MAX: usize = 4096;
+
+/// Messages that wait for the application before the next ones are copied out of the carrier's buffer.
+///
+/// A message is a slice of what was read, and keeps all of it in memory. That is right for one that is handed out at once; a peer that
+/// sends small messages in large reads and is not served could hold a thousand times its credit.
+const SLICES_MAX: usize = 16;
+
+/// Longest reason and redirect of a shutdown, in bytes; longer ones are cut.
+const REASON_MAX: usize = 1024;
+
+/// Deadlines that may be kept beyond two for each call before those of ended calls are cleared out.
+const DEADLINES_SLACK: usize = 64;
 
 /// Datagrams that may wait to leave. They carry only what may be lost, so the oldest goes first.
 const DATAGRAMS_MAX: usize = 8;
@@ -70,16 +95,26 @@ pub struct Session {
     peer_known: bool,
     negotiated: Option<Box<Negotiated>>,
     grant: Grant,
-    /// Acceptor: the application has not decided who the client is; nothing more is taken in.
+    /// Acceptor: the application has not decided who the client is. The first time, nothing more is taken in until then.
     deciding: bool,
+    /// Acceptor: the application has not answered the query of the first flight; nothing more is taken in.
+    asked: Option<RequestId>,
+    /// Client: an authentication record is on its way and not answered.
+    authenticating: bool,
+    /// Client: the record to send when that is over. The latest wins.
+    renewal: Option<AuthenticationRecord>,
     offer_taken: Option<Box<VersionRecord>>,
 
     lanes: Vec<Lane>,
     dirty: u32,
     streams: Vec<Option<Box<Stream>>>,
     open_streams: usize,
+    /// No stream ID of ours below this number (of streams, not the ID) is free.
+    free_from: u32,
     /// Everything but streams 0, 1 and 2 counts against it. See decision 0003.
-    send_window: SendHalf,
+    send_window: SendWindow,
+    /// Streams that wait for credit of the session.
+    parked: VecDeque<StreamId>,
     recv_window: SessionWindow,
     assembling: usize,
     credit_due: VecDeque<StreamId>,
@@ -90,7 +125,8 @@ pub struct Session {
     peer_ids: PeerIds,
     open_local: usize,
     open_peer: usize,
-    highest_peer_request: u32,
+    /// The latest of the peer's requests that was handed out.
+    highest_peer_request: Option<u32>,
     batches: Slab<Batch>,
     requests: VecDeque<Pending>,
     events: VecDeque<Event>,
@@ -101,11 +137,27 @@ pub struct Session {
 
     control_tokens: u32,
     control_refilled: Timestamp,
-    earliest_deadline: Option<Timestamp>,
+    /// Control bytes that wait on a lane, where they are more than the limit.
+    overflow: Option<usize>,
+    /// When calls end. Calls that ended before are still in it; they are dropped when they come up or outnumber the others.
+    deadlines: BinaryHeap<Reverse<(Timestamp, CallKey)>>,
     armed: Option<Timestamp>,
     closing: Option<Closing>,
     query_id: Option<u32>,
     statistics: Statistics,
+}
+
+/// Credit that the peer grants for the session as a whole.
+#[derive(Debug)]
+struct SendWindow {
+    offset: u64,
+    limit: u64,
+}
+
+impl SendWindow {
+    fn credit(&self) -> u64 {
+        self.limit.saturating_sub(self.offset)
+    }
 }
 
 /// Credit that we grant for the session as a whole.
@@ -117,21 +169,38 @@ struct SessionWindow {
     due: bool,
 }
 
-/// A request that has arrived and waits to be handed out, or the wish to cancel one.
+/// A request that has arrived and waits to be handed out.
 #[derive(Debug)]
-enum Pending {
-    Request {
-        call: Option<CallKey>,
-        stream: StreamId,
-        message: Message,
-        deadline: Option<Timestamp>,
-    },
-    Cancel {
-        stream: StreamId,
-        request_id: u32,
-        code: ErrorCode,
-        len: u64,
-    },
+struct Pending {
+    /// The call, where it has a stream to itself.
+    call: Option<CallKey>,
+    stream: StreamId,
+    message: Message,
+    deadline: Option<Timestamp>,
+}
+
+/// What a session holds. Everything is back to zero when every call has ended and both sides have read all that came.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Calls of either side, with those that the application has not released.
+    pub calls: usize,
+    /// Request IDs of the peer's in use.
+    pub peer_ids: usize,
+    /// Batches of the peer's whose answers are gathered.
+    pub batches: usize,
+    /// Streams in use beside the shared ones.
+    pub open_streams: usize,
+    /// Requests that wait to be handed out.
+    pub requests: usize,
+    /// Bytes that the headers of half-received messages announce.
+    pub assembling: usize,
+    /// Bytes that wait to be sent.
+    pub queued_bytes: usize,
+    /// Bytes received and not yet taken in, shared streams included.
+    pub unread_bytes: u64,
+    /// Streams that wait for credit of the session.
+    pub parked: usize,
 }
 
 /// A shutdown under way.
@@ -143,6 +212,7 @@ struct Closing {
     deadline: Timestamp,
     code: ErrorCode,
     reason: String,
+    redirect: String,
 }
 
 impl Session {
@@ -178,8 +248,7 @@ impl Session {
                 initial.stream_window,
                 config.limits.stream_window,
             );
-            stream.recv.lane = Some(LaneId::ZERO);
-            stream.reopen(None, remus_wire::Priority::ORDINARY.class());
+            stream.reopen(remus_wire::Priority::ORDINARY.class());
             streams.push(Some(Box::new(stream)));
         }
         let session_window = u64::from(config.limits.session_window);
@@ -197,15 +266,20 @@ impl Session {
             negotiated: None,
             grant: Grant::default(),
             deciding: false,
+            asked: None,
+            authenticating: false,
+            renewal: None,
             offer_taken: None,
             lanes: vec![Lane::default()],
             dirty: 0,
             streams,
             open_streams: 0,
-            send_window: SendHalf {
+            free_from: 0,
+            send_window: SendWindow {
+                offset: 0,
                 limit: initial.session_window.into(),
-                ..SendHalf::default()
             },
+            parked: VecDeque::new(),
             recv_window: SessionWindow {
                 received: 0,
                 consumed: 0,
@@ -220,7 +294,7 @@ impl Session {
             peer_ids: HashMap::new(),
             open_local: 0,
             open_peer: 0,
-            highest_peer_request: 0,
+            highest_peer_request: None,
             batches: Slab::new(),
             requests: VecDeque::new(),
             events: VecDeque::new(),
@@ -230,7 +304,8 @@ impl Session {
             congested: false,
             control_tokens: CONTROL_BURST,
             control_refilled: now,
-            earliest_deadline: None,
+            overflow: None,
+            deadlines: BinaryHeap::new(),
             armed: None,
             closing: None,
             query_id: None,
@@ -313,16 +388,19 @@ impl Session {
         self.load = load;
     }
 
-    /// Whether input is taken now; false while the client's identity is being decided, and at the end.
+    /// Whether input is taken now. False while the first flight waits for [`Session::grant`] or [`Session::answer_query`], while
+    /// more events wait than a driver that takes them lets pile up, and at the end.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        !self.deciding && !self.state.is_closed()
+        let waiting = (self.deciding && !self.state.is_open()) || self.asked.is_some();
+        !waiting && self.events.len() < EVENTS_MAX && !self.state.is_closed()
     }
 
     /// Whether [`Session::poll_event`] has something.
     #[must_use]
     pub fn has_events(&self) -> bool {
-        !self.events.is_empty() || !(self.requests.is_empty() || self.deciding || self.state.is_closed() || self.is_congested())
+        !self.events.is_empty()
+            || !(self.requests.is_empty() || self.state.is_closed() || self.is_congested())
     }
 
     /// The next thing that happened.
@@ -332,11 +410,17 @@ impl Session {
     pub fn poll_event(&mut self, now: Timestamp) -> Option<Event> {
         loop {
             if let Some(event) = self.events.pop_front() {
-                return Some(event);
+                if self.is_current(&event) {
+                    return Some(event);
+                }
+                continue;
             }
-            if self.requests.is_empty() || self.state.is_closed() || self.deciding {
+            if self.requests.is_empty() || self.state.is_closed() {
                 self.finish_if_drained();
-                return self.events.pop_front();
+                if self.events.is_empty() {
+                    return None;
+                }
+                continue;
             }
             if self.is_congested() {
                 self.congested = true;
@@ -348,8 +432,18 @@ impl Session {
         }
     }
 
+    /// Whether an event still means something: what was given up meanwhile is not heard of again.
+    fn is_current(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Answer(key, _) | Event::BatchAnswer(key, _) => self.forget_spent(*key),
+            Event::Readable(key) | Event::Writable(key) => self.call_ref(*key).is_some(),
+            _ => true,
+        }
+    }
+
     /// When to call [`Session::handle_timeout`] if nothing happens before.
     pub fn poll_timeout(&mut self) -> Option<Timestamp> {
+        self.drop_stale_deadlines();
         let at = self.next_timeout();
         self.armed = at;
         at
@@ -369,14 +463,13 @@ impl Session {
         if self.state.is_closed() {
             return None;
         }
-        let mut at = self.live.expires_at();
-        if self.state.is_open() {
-            at = at.min(self.live.probe_at());
+        let mut at = if self.state.is_open() {
+            self.live.expires_at().min(self.live.probe_at())
         } else {
-            at = at.min(self.handshake_deadline);
-        }
-        if let Some(deadline) = self.earliest_deadline {
-            at = at.min(deadline);
+            self.handshake_deadline
+        };
+        if let Some(Reverse((deadline, _))) = self.deadlines.peek() {
+            at = at.min(*deadline);
         }
         if let Some(closing) = &self.closing {
             at = at.min(closing.deadline);
@@ -389,7 +482,7 @@ impl Session {
         if self.state.is_closed() {
             return;
         }
-        if now >= self.live.expires_at() {
+        if self.state.is_open() && now >= self.live.expires_at() {
             self.fail(&SessionError::IdleTimeout(self.live.idle_ms()));
             return;
         }
@@ -403,19 +496,17 @@ impl Session {
             && now >= closing.deadline
         {
             let (code, reason, by_peer) = (closing.code, closing.reason.clone(), !closing.by_us);
-            self.close(CloseReason {
-                code,
-                reason,
-                by_peer,
-            });
+            self.close(
+                CloseReason {
+                    code,
+                    reason,
+                    by_peer,
+                },
+                None,
+            );
             return;
         }
-        if self
-            .earliest_deadline
-            .is_some_and(|deadline| now >= deadline)
-        {
-            self.expire_calls(now);
-        }
+        self.expire_calls(now);
         if self.state.is_open() && now >= self.live.probe_at() {
             self.send_probe(now);
         }
@@ -423,7 +514,10 @@ impl Session {
 
     /// Announces the end: accepted calls finish within `grace`, later ones are refused as retryable.
     ///
-    /// The session closes when the last call of either side has ended, at the latest when the grace is over.
+    /// The session closes when the last call of either side has ended and all has left, at the latest when the grace is over. Before
+    /// the session is active an acceptor refuses it, and a client waits for the answers to its early calls.
+    ///
+    /// `reason` and `url` are cut to 1 KiB.
     pub fn shut_down(
         &mut self,
         now: Timestamp,
@@ -435,119 +529,255 @@ impl Session {
         if self.state.is_closed() || self.closing.as_ref().is_some_and(|closing| closing.by_us) {
             return;
         }
+        let (reason, url) = (cut(reason), cut(url));
+        self.closing = Some(Closing {
+            by_us: true,
+            deadline: Timestamp(now.0.saturating_add(micros(grace))),
+            code,
+            reason: reason.to_owned(),
+            redirect: url.to_owned(),
+        });
         if self.state.is_open() {
-            let record = Shutdown {
-                code,
-                grace,
-                last_request: remus_wire::RequestId(self.highest_peer_request),
-                reason: Text::from(reason),
-                redirect: Text::from(url),
-            };
-            self.send_shutdown(now, &record);
+            self.announce_end(now);
+        } else if self.side == Side::Acceptor {
+            self.refuse_session(now, code, reason);
+        } else if self.open_local == 0 {
+            self.abort(code, reason);
         }
+    }
+
+    /// Tells the peer that we go, once calls could flow.
+    fn announce_end(&mut self, now: Timestamp) {
+        let Some(closing) = &self.closing else {
+            return;
+        };
+        let record = Shutdown {
+            code: closing.code,
+            grace: core::time::Duration::from_micros(closing.deadline.0.saturating_sub(now.0)),
+            last_request: RequestId(self.highest_peer_request.unwrap_or(0)),
+            reason: Text::from(closing.reason.as_str()),
+            redirect: Text::from(closing.redirect.as_str()),
+        };
+        self.send_shutdown(now, &record);
         if let Ok(next) = self.state.on(Input::Shutdown) {
             self.state = next;
         }
-        let deadline = Timestamp(
-            now.0
-                .saturating_add(u64::try_from(grace.as_micros()).unwrap_or(u64::MAX)),
-        );
-        self.closing = Some(Closing {
-            by_us: true,
-            deadline,
-            code,
-            reason: reason.to_owned(),
-        });
         self.finish_if_drained();
     }
 
-    /// Ends the session at once. Open calls fail with LOSS_OF_SESSION.
+    /// Ends the session at once. Open calls fail as [`CloseReason::to_record`] says.
     pub fn abort(&mut self, code: ErrorCode, reason: &str) {
-        self.close(CloseReason {
-            code,
-            reason: reason.to_owned(),
-            by_peer: false,
-        });
+        self.close(
+            CloseReason {
+                code,
+                reason: reason.to_owned(),
+                by_peer: false,
+            },
+            None,
+        );
     }
 
     /// The carrier ended: with the peer's code and reason if it gave them.
     ///
     /// Resumption on another carrier is not part of this version's features, so the session ends with its carrier.
     pub fn carrier_lost(&mut self, code: ErrorCode, reason: &str) {
-        self.close(CloseReason {
-            code,
-            reason: reason.to_owned(),
-            by_peer: true,
-        });
+        self.close(
+            CloseReason {
+                code,
+                reason: reason.to_owned(),
+                by_peer: true,
+            },
+            None,
+        );
     }
 
     /// Ends the session for the peer's fault; the driver tells the peer code and reason by closing the carrier with them.
     fn fail(&mut self, error: &SessionError) {
-        self.close(CloseReason {
-            code: error.code(),
-            reason: error.to_string(),
-            by_peer: false,
-        });
+        self.abort(error.code(), &error.to_string());
     }
 
-    fn close(&mut self, reason: CloseReason) {
-        let Ok(next) = self.state.on(Input::Failed) else {
-            return;
-        };
+    /// `calls`: what open calls fail with, where the reason does not say it well enough.
+    fn close(&mut self, reason: CloseReason, calls: Option<ErrorRecord>) {
         if self.state.is_closed() {
             return;
         }
-        self.state = next;
-        let code = if reason.code == ErrorCode::OK || reason.code == ErrorCode::UNAVAILABLE {
-            ErrorCode::LOSS_OF_SESSION
-        } else {
-            reason.code
+        let Ok(next) = self.state.on(Input::Failed) else {
+            return;
         };
-        let lost = ErrorRecord::new(code, Text::from(reason.reason.as_str()));
-        let keys: Vec<CallKey> = self
-            .calls
-            .iter()
-            .filter_map(|(index, call)| {
-                Some(CallKey {
-                    index: u32::try_from(index).ok()?,
-                    serial: call.serial,
-                })
-            })
-            .collect();
-        for key in keys {
+        self.state = next;
+        let lost = calls.unwrap_or_else(|| reason.to_record());
+        for key in self.keys_where(|_| true) {
             self.fail_call(key, &lost);
         }
         self.requests.clear();
+        self.peer_ids.clear();
+        self.batches.clear();
+        self.deadlines.clear();
         self.events.push_back(Event::Closed(reason));
         self.dirty = u32::MAX;
     }
 
-    /// Closes a shutdown under way once nothing is open and everything has left.
+    /// Ends a shutdown of ours once nothing is open and everything has left. Who did not announce the end leaves it to the
+    /// other side to close, because that one knows best when it has all its answers.
     fn finish_if_drained(&mut self) {
-        if self.closing.is_none()
-            || self.state.is_closed()
-            || self.open_local > 0
+        let Some(closing) = self.closing.as_ref().filter(|closing| closing.by_us) else {
+            return;
+        };
+        if self.open_local > 0
             || self.open_peer > 0
-            || self.queued_bytes() > 0
+            || !self.requests.is_empty()
+            || (self.queued_bytes() > 0 && self.state.is_open())
         {
             return;
         }
-        if !self.requests.is_empty() || !self.credit_due.is_empty() {
-            return;
-        }
-        let Some(closing) = self.closing.as_ref() else {
-            return;
-        };
+        let (code, reason) = (closing.code, closing.reason.clone());
         let Ok(next) = self.state.on(Input::Drained) else {
+            self.abort(code, &reason); // before calls could flow
             return;
         };
-        let (code, reason, by_peer) = (closing.code, closing.reason.clone(), !closing.by_us);
         self.state = next;
         self.events.push_back(Event::Closed(CloseReason {
             code,
             reason,
-            by_peer,
+            by_peer: false,
         }));
+        self.dirty = u32::MAX;
+    }
+
+    /// What the session holds now.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn occupancy(&self) -> Occupancy {
+        let unread = |stream: &Stream| stream.recv.offset.saturating_sub(stream.recv.consumed);
+        Occupancy {
+            calls: self.calls.len(),
+            peer_ids: self.peer_ids.len(),
+            batches: self.batches.len(),
+            open_streams: self.open_streams,
+            requests: self.requests.len(),
+            assembling: self.assembling,
+            queued_bytes: self.queued_bytes(),
+            unread_bytes: self
+                .streams
+                .iter()
+                .flatten()
+                .map(|stream| unread(stream))
+                .sum(),
+            parked: self.parked.len(),
+        }
+    }
+
+    /// Recounts everything that is counted as it changes, and checks the invariants. For tests: it looks at every table.
+    ///
+    /// # Errors
+    ///
+    /// What does not hold.
+    #[doc(hidden)]
+    pub fn check(&self) -> Result<(), String> {
+        let streams = || {
+            (0_u16..)
+                .zip(&self.streams)
+                .filter_map(|(id, stream)| Some((id, stream.as_deref()?)))
+        };
+        let own = || streams().filter(|(id, _)| !Stream::is_shared(StreamId(*id)));
+        let calls = || self.calls.iter().map(|(_, call)| call);
+        let expect = |what: &str, counted: u64, found: u64| {
+            if counted == found {
+                Ok(())
+            } else {
+                Err(format!("{what}: {counted} counted, {found} found"))
+            }
+        };
+        let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        for (id, stream) in streams() {
+            let (send, recv) = (&stream.send, &stream.recv);
+            if send.offset > send.limit {
+                return Err(format!(
+                    "stream {id}: sent {} of {}",
+                    send.offset, send.limit
+                ));
+            }
+            if recv.consumed > recv.offset || recv.offset > recv.granted {
+                return Err(format!(
+                    "stream {id}: {} <= {} <= {} does not hold",
+                    recv.consumed, recv.offset, recv.granted
+                ));
+            }
+            if !stream.open && (!send.is_idle() || recv.assembly.is_some() || stream.call.is_some())
+            {
+                return Err(format!("stream {id} is closed and holds something"));
+            }
+            if stream.is_done() {
+                return Err(format!("stream {id} has ended and is still open"));
+            }
+            if let Some(call) = stream.call
+                && self.call_ref(call).is_none_or(|call| call.stream.0 != id)
+            {
+                return Err(format!("stream {id} belongs to a call that is not its own"));
+            }
+        }
+        let w = &self.recv_window;
+        if w.consumed > w.received || w.received > w.granted {
+            return Err(format!(
+                "session: {} <= {} <= {} does not hold",
+                w.consumed, w.received, w.granted
+            ));
+        }
+        if self.send_window.offset > self.send_window.limit {
+            return Err("session: sent more than was granted".into());
+        }
+        let sum = |of: fn(&Stream) -> u64| own().map(|(_, stream)| of(stream)).sum::<u64>();
+        // What a stream that was refused for its number carried is counted by no stream.
+        if w.received.saturating_sub(w.consumed)
+            != sum(|stream| stream.recv.offset.saturating_sub(stream.recv.consumed))
+        {
+            return Err("session credit is not what its streams hold".into());
+        }
+        expect(
+            "sent",
+            self.send_window.offset,
+            sum(|stream| stream.send.offset),
+        )?;
+        expect(
+            "open streams",
+            wide(self.open_streams),
+            wide(own().filter(|(_, stream)| stream.open).count()),
+        )?;
+        expect(
+            "queued bytes",
+            wide(self.queued_bytes),
+            streams()
+                .map(|(_, stream)| wide(stream.send.queued_bytes))
+                .sum(),
+        )?;
+        expect(
+            "assembling",
+            wide(self.assembling),
+            streams()
+                .filter_map(|(_, stream)| stream.recv.assembly.as_ref()?.total)
+                .map(wide)
+                .sum(),
+        )?;
+        expect(
+            "local calls",
+            wide(self.open_local),
+            wide(calls().filter(|call| call.local && call.counted).count()),
+        )?;
+        expect(
+            "peer calls",
+            wide(self.open_peer),
+            wide(calls().filter(|call| !call.local && call.counted).count()),
+        )?;
+        if self.deadlines.len()
+            > self
+                .calls
+                .len()
+                .saturating_mul(2)
+                .saturating_add(DEADLINES_SLACK)
+        {
+            return Err("deadlines of calls that are long over pile up".into());
+        }
+        Ok(())
     }
 
     fn message_limits(&self) -> MessageLimits {
@@ -593,13 +823,13 @@ impl Session {
     fn call_ref(&self, key: CallKey) -> Option<&Call> {
         self.calls
             .get(usize::try_from(key.index).ok()?)
-            .filter(|call| call.serial == key.serial)
+            .filter(|call| call.serial == key.serial && !call.spent)
     }
 
     fn call_mut(&mut self, key: CallKey) -> Option<&mut Call> {
         self.calls
             .get_mut(usize::try_from(key.index).ok()?)
-            .filter(|call| call.serial == key.serial)
+            .filter(|call| call.serial == key.serial && !call.spent)
     }
 
     /// Whether a stream ID is one that the peer opens.
@@ -622,14 +852,14 @@ impl Session {
     /// Pays for one frame or message that needs no credit.
     fn charge_control(&mut self, now: Timestamp) -> Result<(), SessionError> {
         let elapsed = now.0.saturating_sub(self.control_refilled.0);
-        let refill = elapsed.saturating_mul(CONTROL_PER_SECOND) / 1_000_000;
+        let refill = elapsed / CONTROL_REFILL_US;
         if refill > 0 {
-            self.control_refilled = now;
-            let refill = u32::try_from(refill).unwrap_or(u32::MAX);
             self.control_tokens = self
                 .control_tokens
-                .saturating_add(refill)
+                .saturating_add(u32::try_from(refill).unwrap_or(u32::MAX))
                 .min(CONTROL_BURST);
+            // The part of a token that is left counts towards the next.
+            self.control_refilled = Timestamp(now.0.saturating_sub(elapsed % CONTROL_REFILL_US));
         }
         match self.control_tokens.checked_sub(1) {
             Some(left) => {
@@ -639,4 +869,32 @@ impl Session {
             None => Err(SessionError::ControlFlood),
         }
     }
+}
+
+/// A duration in µs, as a timestamp counts.
+fn micros(duration: core::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The front of a text, at most [`REASON_MAX`] bytes.
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(REASON_MAX))
+        .unwrap_or(text)
+}
+
+/// An error record that is valid and has at most `max` bytes: code 0 is no error, and details and then text are cut.
+fn fitted(mut record: ErrorRecord, max: usize) -> ErrorRecord {
+    if record.code == ErrorCode::OK {
+        record.code = ErrorCode::UNKNOWN;
+    }
+    record
+        .details
+        .truncate(usize::try_from(remus_wire::MAX_ERROR_DETAILS).unwrap_or(usize::MAX));
+    if record.encoded_len() > max {
+        record.details.clear();
+    }
+    if record.encoded_len() > max {
+        record.message = Text::from(cut(&record.message));
+    }
+    record
 }

@@ -13,9 +13,9 @@ pub enum State {
     CapabilityExchange,
     /// Limits are known; who the client is gets decided.
     Authentication,
-    /// The client is known; its query, or the answer to it, comes next.
+    /// The client is known; its query, and the answer to it, come next.
     ServiceDiscovery,
-    /// The directory is known; the schema offer, or the answer to it, comes next.
+    /// The directory is known; the schema offer, and the answer to it, come next.
     SchemaExchange,
     /// Calls flow both ways.
     Active,
@@ -36,9 +36,9 @@ pub enum Input {
     Challenge,
     /// The client's identity is settled: granted by us, or granted to us.
     Identity,
-    /// The client's query arrived, or the answer to ours.
+    /// The client's query was answered: by us, or to us.
     Directory,
-    /// The client's schema offer arrived, or the answer to ours.
+    /// The client's schema offer was answered: by us, or to us.
     Schema,
     /// A token was renewed in place.
     Renewal,
@@ -90,16 +90,7 @@ impl State {
                 Self::Active | Self::GracefulShutdown,
                 Input::Directory | Input::Schema | Input::Renewal | Input::Challenge,
             ) => self,
-            (
-                Self::VersionNegotiation
-                | Self::CapabilityExchange
-                | Self::Authentication
-                | Self::ServiceDiscovery
-                | Self::SchemaExchange
-                | Self::Active
-                | Self::GracefulShutdown,
-                Input::Shutdown,
-            ) => Self::GracefulShutdown,
+            (Self::Active | Self::GracefulShutdown, Input::Shutdown) => Self::GracefulShutdown,
             (Self::GracefulShutdown, Input::Drained) => Self::Closed,
             (_, Input::Failed) => Self::Closed,
             (state, input) => return Err(UnexpectedInput { state, input }),
@@ -174,11 +165,11 @@ mod tests {
         ];
         // One letter a next state, `-` for an error, in the order of INPUTS.
         let expected = [
-            "C------G-X",
-            "-A-----G-X",
-            "--AS---G-X",
-            "----D--G-X",
-            "-----V-G-X",
+            "C--------X",
+            "-A-------X",
+            "--AS-----X",
+            "----D----X",
+            "-----V---X",
             "--V-VVVG-X",
             "--G-GGGGXX",
             "---------X",

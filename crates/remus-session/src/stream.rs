@@ -17,8 +17,6 @@ use crate::{CallKey, LaneId};
 pub(crate) struct Queued {
     pub(crate) head: Bytes,
     pub(crate) payload: Bytes,
-    /// Whether some of it has left already.
-    pub(crate) started: bool,
     /// Whether the direction ends with it.
     pub(crate) ends: bool,
 }
@@ -29,15 +27,29 @@ impl Queued {
     }
 }
 
+/// The messages of one priority class that wait on a stream.
+#[derive(Debug)]
+pub(crate) struct ClassQueue {
+    pub(crate) class: u8,
+    pub(crate) items: VecDeque<Queued>,
+    /// Whether the stream stands in its lane's turns for this class.
+    pub(crate) in_turns: bool,
+}
+
 /// What we send.
 #[derive(Debug, Default)]
 pub(crate) struct SendHalf {
     pub(crate) offset: u64,
     pub(crate) limit: u64,
-    pub(crate) queue: VecDeque<Queued>,
+    /// One queue a class: a stream of one call has one, a shared stream up to eight.
+    queues: Vec<ClassQueue>,
+    /// The class whose front message has left in part: nothing else may leave before its rest.
+    pub(crate) cut: Option<u8>,
     pub(crate) queued_bytes: usize,
-    /// Whether the stream stands in its lane's turns.
-    pub(crate) in_turns: bool,
+    /// Waits for credit of the session.
+    pub(crate) parked: bool,
+    /// Something of the stream's present use has left: the peer knows of it.
+    pub(crate) known: bool,
     /// The last byte, or a RESET, has left or is queued to leave: nothing may be added.
     pub(crate) finished: bool,
     /// The last byte, or a RESET, has been handed to the lane.
@@ -48,6 +60,40 @@ impl SendHalf {
     pub(crate) fn credit(&self) -> u64 {
         self.limit.saturating_sub(self.offset)
     }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queues.iter().all(|queue| queue.items.is_empty())
+    }
+
+    pub(crate) fn queue_mut(&mut self, class: u8) -> Option<&mut ClassQueue> {
+        self.queues.iter_mut().find(|queue| queue.class == class)
+    }
+
+    pub(crate) fn queues_mut(&mut self) -> impl Iterator<Item = &mut ClassQueue> {
+        self.queues.iter_mut()
+    }
+
+    pub(crate) fn push(&mut self, class: u8, item: Queued) {
+        self.queued_bytes = self.queued_bytes.saturating_add(item.len());
+        if let Some(queue) = self.queue_mut(class) {
+            queue.items.push_back(item);
+            return;
+        }
+        self.queues.push(ClassQueue {
+            class,
+            items: VecDeque::from([item]),
+            in_turns: false,
+        });
+    }
+
+    /// Drops what waits, and returns how many bytes that were.
+    pub(crate) fn clear(&mut self) -> usize {
+        for queue in &mut self.queues {
+            queue.items.clear();
+        }
+        self.cut = None;
+        core::mem::take(&mut self.queued_bytes)
+    }
 }
 
 /// What the peer sends.
@@ -57,7 +103,6 @@ pub(crate) struct RecvHalf {
     pub(crate) consumed: u64,
     pub(crate) granted: u64,
     pub(crate) assembly: Option<crate::assembly::Assembly>,
-    pub(crate) lane: Option<LaneId>,
     pub(crate) ended: bool,
     /// We have asked the peer to stop: what still comes is dropped.
     pub(crate) discard: Option<crate::assembly::Discard>,
@@ -89,6 +134,7 @@ impl RecvHalf {
 /// One stream ID and whoever uses it now.
 #[derive(Debug)]
 pub(crate) struct Stream {
+    /// The lane of both directions: once chosen, the ID keeps it, so that its uses cannot overtake each other.
     pub(crate) lane: LaneId,
     pub(crate) send: SendHalf,
     pub(crate) recv: RecvHalf,
@@ -96,6 +142,9 @@ pub(crate) struct Stream {
     /// In use: from the first frame until both directions ended.
     pub(crate) open: bool,
     pub(crate) class: u8,
+    /// One RESET and one STOP a use cost nothing, also when they cross our own end; more are charged.
+    pub(crate) free_reset: bool,
+    pub(crate) free_stop: bool,
 }
 
 impl Stream {
@@ -113,6 +162,8 @@ impl Stream {
             call: None,
             open: false,
             class: 0,
+            free_reset: false,
+            free_stop: false,
         }
     }
 
@@ -122,10 +173,13 @@ impl Stream {
     }
 
     /// Takes the ID into use (again).
-    pub(crate) fn reopen(&mut self, call: Option<CallKey>, class: u8) {
+    pub(crate) fn reopen(&mut self, class: u8) {
         self.open = true;
-        self.call = call;
+        self.call = None;
         self.class = class;
+        self.free_reset = true;
+        self.free_stop = true;
+        self.send.known = false;
         self.send.finished = false;
         self.send.ended = false;
         self.recv.ended = false;
@@ -146,7 +200,6 @@ pub(crate) fn queued(message: &Message, ends: bool) -> Queued {
     Queued {
         head: head.freeze(),
         payload: message.payload.clone(),
-        started: false,
         ends,
     }
 }

@@ -1,5 +1,6 @@
 //! Calls: made, admitted, answered, cancelled, expired. Spec: core §4.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
@@ -8,13 +9,12 @@ use remus_wire::{
     MessageType, RequestId, StreamEnd, StreamId, Text, Timestamp, Ttl,
 };
 
-use super::{Pending, Session};
+use super::{DEADLINES_SLACK, Pending, Session, fitted, micros};
 use crate::SHARED_MESSAGE_MAX;
-use crate::call::{Answer, Batch, Call, CallKey, Outgoing, Received, Shape};
+use crate::call::{Answer, Batch, Call, CallKey, Outgoing, PeerId, Received, Shape};
 use crate::error::{CallError, SendError, SessionError};
 use crate::event::{Event, Incoming, Side};
 use crate::lane::{LANES_MAX, LaneId};
-use crate::state::State;
 use crate::stream::Stream;
 
 /// Most calls of one batch that are admitted; more is refused as a whole.
@@ -92,7 +92,7 @@ impl Session {
         };
         let key = self.start_call(now, request, Shape::Unary, Flags::BATCH_REQUEST)?;
         if let Some(call) = self.call_mut(key) {
-            call.is_batch = true;
+            call.batch_len = Some(batch.messages.len());
         }
         Ok(key)
     }
@@ -110,6 +110,9 @@ impl Session {
                 limit: self.peer_limits.max_calls,
             });
         }
+        if shape.request_streams() && !request.payload.is_empty() {
+            return Err(CallError::UnexpectedPayload);
+        }
         let timeout = request.timeout;
         let mut message = self.request_message(now, request, flags);
         self.check_message(&message)?;
@@ -121,12 +124,9 @@ impl Session {
             (self.open_stream(message.priority.class())?, true)
         };
         if owns_stream && !shape.request_streams() {
-            message.flags = message.flags | Flags::STREAM_END;
+            message.flags |= Flags::STREAM_END;
         }
-        let deadline = timeout.map(|timeout| {
-            let timeout = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-            Timestamp(now.0.saturating_add(timeout))
-        });
+        let deadline = timeout.map(|timeout| Timestamp(now.0.saturating_add(micros(timeout))));
         let serial = self.next_serial();
         let index = self.calls.insert(Call {
             serial,
@@ -136,7 +136,6 @@ impl Session {
             owns_stream,
             streams: !unary,
             priority: message.priority,
-            deadline,
             inbox: VecDeque::new(),
             signalled: false,
             recv_ended: false,
@@ -144,8 +143,11 @@ impl Session {
             stopped: None,
             wants_writable: false,
             counted: true,
-            batch: None,
-            is_batch: false,
+            announced: true,
+            member: None,
+            gathers: None,
+            spent: false,
+            batch_len: None,
         });
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let key = CallKey { index, serial };
@@ -158,7 +160,7 @@ impl Session {
         if owns_stream && let Some(stream) = self.stream_mut(stream) {
             stream.call = Some(key);
         }
-        self.note_deadline(deadline);
+        self.note_deadline(key, deadline);
         self.statistics.calls_out = self.statistics.calls_out.saturating_add(1);
         self.emit(stream, &message, owns_stream && !shape.request_streams());
         Ok(key)
@@ -177,7 +179,9 @@ impl Session {
         }
         ready?;
         if self.open_local >= usize::try_from(self.peer_limits.max_calls).unwrap_or(usize::MAX) {
-            return Err(CallError::TooManyCalls { limit: self.peer_limits.max_calls });
+            return Err(CallError::TooManyCalls {
+                limit: self.peer_limits.max_calls,
+            });
         }
         Ok(())
     }
@@ -190,7 +194,7 @@ impl Session {
             return Err(CallError::ShuttingDown);
         }
         let early = self.side == Side::Client && shape == Shape::Unary;
-        if self.state != State::Active && !early {
+        if !self.state.is_open() && !early {
             return Err(CallError::NotOpen);
         }
         let queued = self.queued_bytes();
@@ -207,7 +211,7 @@ impl Session {
         let mut message = self.stamped(now, MessageType::REQUEST, request.payload);
         message.flags = Self::own_flags(request.flags) | flags;
         if request.priority.is_high() {
-            message.flags = message.flags | Flags::HIGH_PRIORITY;
+            message.flags |= Flags::HIGH_PRIORITY;
         }
         message.priority = request.priority;
         message.ttl = Ttl::from_option(request.timeout);
@@ -218,27 +222,27 @@ impl Session {
 
     /// Refuses what the peer would refuse, before anything is sent.
     fn check_message(&self, message: &Message) -> Result<(), CallError> {
+        self.judge_size(message).map_err(|size| match size {
+            Oversize::Message { len, limit } => CallError::MessageTooLarge { len, limit },
+            Oversize::Context { len, limit } => CallError::ContextTooLarge { len, limit },
+            Oversize::Routing { len, limit } => CallError::RoutingTooLarge { len, limit },
+        })
+    }
+
+    fn judge_size(&self, message: &Message) -> Result<(), Oversize> {
         let limits = MessageLimits::default();
-        let (len, limit) = (
-            message.encoded_len(),
-            usize::try_from(self.peer_limits.max_message).unwrap_or(usize::MAX),
-        );
+        let wide = |limit| usize::try_from(limit).unwrap_or(usize::MAX);
+        let (len, limit) = (message.encoded_len(), wide(self.peer_limits.max_message));
         if len > limit {
-            return Err(CallError::MessageTooLarge { len, limit });
+            return Err(Oversize::Message { len, limit });
         }
-        let (len, limit) = (
-            message.context.encoded_len(),
-            usize::try_from(limits.context).unwrap_or(usize::MAX),
-        );
+        let (len, limit) = (message.context.encoded_len(), wide(limits.context));
         if len > limit {
-            return Err(CallError::ContextTooLarge { len, limit });
+            return Err(Oversize::Context { len, limit });
         }
-        let (len, limit) = (
-            message.routing.encoded_len(),
-            usize::try_from(limits.routing).unwrap_or(usize::MAX),
-        );
+        let (len, limit) = (message.routing.encoded_len(), wide(limits.routing));
         if len > limit {
-            return Err(CallError::RoutingTooLarge { len, limit });
+            return Err(Oversize::Routing { len, limit });
         }
         Ok(())
     }
@@ -248,25 +252,25 @@ impl Session {
     /// The client spreads its streams over the lanes beside lane 0, in turn; an ID keeps its lane, so that frames of its old
     /// and its new use cannot overtake each other. The acceptor opens no lanes and stays on lane 0.
     fn open_stream(&mut self, class: u8) -> Result<StreamId, CallError> {
-        if self.state != State::Active {
+        if !self.state.is_open() {
             return Err(CallError::NotOpen);
         }
         let first: u16 = if self.side == Side::Client { 3 } else { 4 };
         let limit = self.peer_limits.max_streams;
-        let free = (0..limit).find(|n| {
+        let nth = |n: u32| {
             let id = u32::from(first).saturating_add(n.saturating_mul(2));
-            u16::try_from(id).is_ok_and(|id| {
-                self.stream_ref(StreamId(id))
-                    .is_none_or(|stream| !stream.open)
-            })
+            u16::try_from(id).ok().map(StreamId)
+        };
+        let free = (self.free_from..limit).find_map(|n| {
+            let id = nth(n)?;
+            let taken = self.stream_ref(id).is_some_and(|stream| stream.open);
+            (!taken).then_some((n, id))
         });
-        let Some(number) = free else {
+        let Some((number, id)) = free else {
+            self.free_from = limit;
             return Err(CallError::TooManyStreams { limit });
         };
-        let id = StreamId(
-            u16::try_from(u32::from(first).saturating_add(number.saturating_mul(2)))
-                .unwrap_or(u16::MAX),
-        );
+        self.free_from = number.saturating_add(1);
         let lanes = u32::from(self.config.extra_lanes.min(LANES_MAX.saturating_sub(1)));
         let lane =
             if self.side == Side::Client && lanes > 0 && self.features.contains(Features::LANES) {
@@ -277,12 +281,8 @@ impl Session {
         let Some(stream) = self.stream_slot(id, lane) else {
             return Err(CallError::TooManyStreams { limit });
         };
-        stream.lane = lane;
-        stream.reopen(None, class);
+        stream.reopen(class);
         self.open_streams = self.open_streams.saturating_add(1);
-        if let Some(lane) = self.lane_mut(lane) {
-            lane.open_streams = lane.open_streams.saturating_add(1);
-        }
         Ok(id)
     }
 
@@ -291,21 +291,37 @@ impl Session {
         self.serial
     }
 
-    fn note_deadline(&mut self, deadline: Option<Timestamp>) {
-        if let Some(deadline) = deadline {
-            self.earliest_deadline = Some(
-                self.earliest_deadline
-                    .map_or(deadline, |earliest| earliest.min(deadline)),
-            );
+    fn note_deadline(&mut self, key: CallKey, deadline: Option<Timestamp>) {
+        let Some(deadline) = deadline else {
+            return;
+        };
+        self.deadlines.push(Reverse((deadline, key)));
+        // Most calls end long before their deadline. What they leave is cleared out when it outnumbers the open calls: one pass for at
+        // least as many calls.
+        let most = self.calls.len().saturating_mul(2);
+        if self.deadlines.len() > most.saturating_add(DEADLINES_SLACK) {
+            let mut deadlines = core::mem::take(&mut self.deadlines);
+            deadlines.retain(|Reverse((_, key))| self.is_pending(*key));
+            self.deadlines = deadlines;
         }
     }
 
-    pub(super) fn insert_peer_call(
-        &mut self,
-        message: &Message,
-        stream: StreamId,
-        deadline: Option<Timestamp>,
-    ) -> CallKey {
+    /// Whether a deadline still means something to the call.
+    fn is_pending(&self, key: CallKey) -> bool {
+        self.call_ref(key)
+            .is_some_and(|call| !(call.local && call.recv_ended))
+    }
+
+    /// Drops deadlines of calls that are over from the front.
+    pub(super) fn drop_stale_deadlines(&mut self) {
+        while let Some(&Reverse((_, key))) = self.deadlines.peek()
+            && !self.is_pending(key)
+        {
+            self.deadlines.pop();
+        }
+    }
+
+    pub(super) fn insert_peer_call(&mut self, message: &Message, stream: StreamId) -> CallKey {
         let serial = self.next_serial();
         let index = self.calls.insert(Call {
             serial,
@@ -315,7 +331,6 @@ impl Session {
             owns_stream: !Stream::is_shared(stream),
             streams: !Stream::is_shared(stream),
             priority: message.priority,
-            deadline,
             inbox: VecDeque::new(),
             signalled: false,
             recv_ended: false,
@@ -323,8 +338,11 @@ impl Session {
             stopped: None,
             wants_writable: false,
             counted: false,
-            batch: None,
-            is_batch: false,
+            announced: false,
+            member: None,
+            gathers: None,
+            spent: false,
+            batch_len: None,
         });
         CallKey {
             index: u32::try_from(index).unwrap_or(u32::MAX),
@@ -334,54 +352,35 @@ impl Session {
 
     /// Decides about a request that has arrived: hands it out, or refuses it with its own code.
     pub(super) fn admit(&mut self, now: Timestamp, pending: Pending) {
-        match pending {
-            Pending::Cancel {
-                stream,
-                request_id,
-                code,
-                len,
-            } => {
-                self.consume(stream, len);
-                let key = self.peer_ids.get(&request_id).and_then(|&index| {
-                    let call = self.calls.get(usize::try_from(index).ok()?)?;
-                    Some(CallKey {
-                        index,
-                        serial: call.serial,
-                    })
-                });
-                if let Some(key) = key {
-                    self.cancel_peer_call(now, key, code, false);
-                }
+        let Pending {
+            call,
+            stream,
+            message,
+            deadline,
+        } = pending;
+        self.consume(
+            stream,
+            u64::try_from(message.encoded_len()).unwrap_or(u64::MAX),
+        );
+        let id = message.request_id.0;
+        match call {
+            Some(key) if self.call_ref(key).is_none() => return, // cancelled while it waited
+            None if matches!(self.peer_ids.get(&id), Some(PeerId::Waiting(Some(_)))) => {
+                self.peer_ids.remove(&id);
+                return;
             }
-            Pending::Request {
-                call,
-                stream,
-                message,
-                deadline,
-            } => {
-                self.consume(
-                    stream,
-                    u64::try_from(message.encoded_len()).unwrap_or(u64::MAX),
-                );
-                if call.is_some_and(|key| self.call_ref(key).is_none()) {
-                    return; // cancelled while it waited
-                }
-                let id = message.request_id;
-                if id.0 != 0 && self.peer_ids.contains_key(&id.0) {
-                    self.fail(&SessionError::DuplicateRequest(id.0));
-                    return;
-                }
-                match self.judge(now, &message, deadline) {
-                    Err(error) => self.refuse_request(now, call, stream, &message, error),
-                    Ok(()) if message.flags.contains(Flags::BATCH_REQUEST) => {
-                        self.admit_batch(now, call, stream, &message, deadline)
-                    }
-                    Ok(()) => self.hand_out(call, stream, message, deadline),
-                }
+            _ => {}
+        }
+        match self.judge(now, &message, deadline) {
+            Err(error) => self.refuse_request(now, call, stream, &message, error),
+            Ok(()) if message.flags.contains(Flags::BATCH_REQUEST) => {
+                self.admit_batch(now, call, stream, &message, deadline);
             }
+            Ok(()) => self.hand_out(call, stream, message, deadline),
         }
     }
 
+    /// Judges a request by what is known before it runs.
     fn judge(
         &self,
         now: Timestamp,
@@ -389,44 +388,52 @@ impl Session {
         deadline: Option<Timestamp>,
     ) -> Result<(), ErrorRecord> {
         let limit = self.config.limits.max_calls;
-        let refuse = |code, text: String| Err(ErrorRecord::new(code, Text::from(text)));
-        if self.closing.is_some() {
-            return refuse(
+        if self.closing.as_ref().is_some_and(|closing| closing.by_us) {
+            return Err(ErrorRecord::new(
                 ErrorCode::SHUTTING_DOWN,
-                "this side is shutting down; the request did not run".into(),
-            );
-        }
-        if deadline.is_some_and(|deadline| now >= deadline) {
-            return refuse(
-                ErrorCode::DEADLINE_EXCEEDED,
-                "the time budget was spent before the request ran".into(),
-            );
-        }
-        if message.flags.contains(Flags::COMPRESSED) {
-            return refuse(
-                ErrorCode::UNIMPLEMENTED,
-                "no compression was agreed on".into(),
-            );
-        }
-        if message.flags.contains(Flags::REQUIRES_CONSENSUS) {
-            return refuse(
-                ErrorCode::UNIMPLEMENTED,
-                "this side has no cluster engine".into(),
-            );
-        }
-        if message.flags.contains(Flags::REQUIRES_AUTH) && !self.grant.authenticated {
-            return refuse(
-                ErrorCode::UNAUTHENTICATED,
-                "the request requires an authenticated session".into(),
-            );
+                Text::from_static("this side is shutting down; the request did not run"),
+            ));
         }
         if self.open_peer >= usize::try_from(limit).unwrap_or(usize::MAX) {
-            return refuse(
+            return Err(ErrorRecord::new(
                 ErrorCode::TOO_MANY_CALLS,
-                format!("{limit} calls are open, as many as are allowed"),
-            );
+                Text::from(format!("{limit} calls are open, as many as are allowed")),
+            ));
         }
-        Ok(())
+        self.judge_alone(now, message, deadline)
+    }
+
+    /// What holds for a member of a batch as well.
+    fn judge_alone(
+        &self,
+        now: Timestamp,
+        message: &Message,
+        deadline: Option<Timestamp>,
+    ) -> Result<(), ErrorRecord> {
+        let (code, text) = if deadline.is_some_and(|deadline| now >= deadline) {
+            (
+                ErrorCode::DEADLINE_EXCEEDED,
+                "the time budget was spent before the request ran",
+            )
+        } else if message.flags.contains(Flags::COMPRESSED) {
+            (ErrorCode::UNIMPLEMENTED, "no compression was agreed on")
+        } else if message.flags.contains(Flags::REQUIRES_CONSENSUS) {
+            (ErrorCode::UNIMPLEMENTED, "this side has no cluster engine")
+        } else if message.flags.contains(Flags::REQUIRES_AUTH) && !self.is_authenticated(now) {
+            (
+                ErrorCode::UNAUTHENTICATED,
+                "the request requires an authenticated session",
+            )
+        } else {
+            return Ok(());
+        };
+        Err(ErrorRecord::new(code, Text::from_static(text)))
+    }
+
+    /// Whether the peer is known, and its grant has not expired.
+    fn is_authenticated(&self, now: Timestamp) -> bool {
+        let grant = &self.grant;
+        grant.authenticated && (grant.expires == Timestamp::ZERO || now < grant.expires)
     }
 
     fn refuse_request(
@@ -442,7 +449,8 @@ impl Session {
             return;
         }
         self.statistics.requests_refused = self.statistics.requests_refused.saturating_add(1);
-        let key = call.unwrap_or_else(|| self.insert_peer_call(message, stream, None));
+        self.peer_ids.remove(&message.request_id.0);
+        let key = call.unwrap_or_else(|| self.insert_peer_call(message, stream));
         self.respond(now, key, Answer::Error(error));
     }
 
@@ -456,24 +464,17 @@ impl Session {
         let id = message.request_id;
         let key = match call {
             Some(key) => key,
-            None => self.insert_peer_call(&message, stream, deadline),
+            None => self.insert_peer_call(&message, stream),
         };
         if let Some(call) = self.call_mut(key) {
             call.counted = true;
+            call.announced = true;
         }
         self.open_peer = self.open_peer.saturating_add(1);
-        if id.0 != 0 {
-            self.peer_ids.insert(id.0, key.index);
-            // IDs rise and wrap: the later of two is less than half the circle ahead.
-            if id.0.wrapping_sub(self.highest_peer_request) < u32::MAX / 2 {
-                self.highest_peer_request = id.0;
-            }
-        }
-        self.note_deadline(deadline);
+        self.note_taken_on(id, key);
+        self.note_deadline(key, deadline);
         self.statistics.requests_in = self.statistics.requests_in.saturating_add(1);
-        let ended = self
-            .call_ref(key)
-            .is_some_and(|call| !call.owns_stream || call.recv_ended);
+        let ended = call.is_none() || message.flags.contains(Flags::STREAM_END);
         self.events.push_back(Event::Request(Box::new(Incoming {
             call: key,
             answered: id.0 != 0 || call.is_some(),
@@ -482,6 +483,22 @@ impl Session {
             ended,
             deadline,
         })));
+        self.signal_readable(key); // elements may have come while the request waited
+    }
+
+    /// The request runs: its ID is taken, and a shutdown names it or a later one.
+    fn note_taken_on(&mut self, id: RequestId, key: CallKey) {
+        if id.0 == 0 {
+            return;
+        }
+        self.peer_ids.insert(id.0, PeerId::Open(key.index));
+        // IDs rise and wrap: the later of two is less than half the circle ahead.
+        if self
+            .highest_peer_request
+            .is_none_or(|highest| id.0.wrapping_sub(highest) < u32::MAX / 2)
+        {
+            self.highest_peer_request = Some(id.0);
+        }
     }
 
     fn admit_batch(
@@ -532,48 +549,58 @@ impl Session {
             return;
         }
         // The batch's own entry keeps its request ID; its members are calls without one.
-        let outer = call.unwrap_or_else(|| self.insert_peer_call(message, stream, deadline));
-        if message.request_id.0 != 0 {
-            self.peer_ids.insert(message.request_id.0, outer.index);
-        }
-        if let Some(call) = self.call_mut(outer) {
-            call.is_batch = true;
-        }
+        let outer = call.unwrap_or_else(|| self.insert_peer_call(message, stream));
+        self.note_taken_on(message.request_id, outer);
         let place = self.batches.insert(Batch {
             outer,
+            members: Vec::with_capacity(count),
             answers: vec![None; count],
             missing: count,
             bytes: 4,
         });
-        let place = u32::try_from(place).unwrap_or(u32::MAX);
+        let wide = u32::try_from(place).unwrap_or(u32::MAX);
+        if let Some(call) = self.call_mut(outer) {
+            call.gathers = Some(wide);
+        }
+        // All members before the first answer, which could complete the batch.
+        let mut admitted = Vec::with_capacity(count);
         for (position, inner) in batch.messages.into_iter().enumerate() {
-            let inner_deadline = match inner.ttl.to_duration() {
-                Some(budget) => {
-                    let own = Timestamp(
-                        now.0
-                            .saturating_add(u64::try_from(budget.as_micros()).unwrap_or(u64::MAX)),
-                    );
-                    Some(deadline.map_or(own, |outer| outer.min(own)))
-                }
-                None => deadline,
+            let own = inner
+                .ttl
+                .to_duration()
+                .map(|budget| Timestamp(now.0.saturating_add(micros(budget))));
+            let inner_deadline = match (own, deadline) {
+                (Some(own), Some(outer)) => Some(own.min(outer)),
+                (own, outer) => own.or(outer),
             };
-            let key = self.insert_peer_call(&inner, stream, inner_deadline);
+            let key = self.insert_peer_call(&inner, stream);
             if let Some(call) = self.call_mut(key) {
-                call.batch = Some((place, position));
+                call.member = Some((wide, position));
                 call.owns_stream = false;
                 call.streams = false;
                 call.counted = true;
             }
             self.open_peer = self.open_peer.saturating_add(1);
-            self.note_deadline(inner_deadline);
-            if let Err(error) = self.judge_member(&inner) {
+            if let Some(batch) = self.batches.get_mut(place) {
+                batch.members.push(key);
+            }
+            admitted.push((key, inner, inner_deadline));
+        }
+        for (key, inner, inner_deadline) in admitted {
+            if let Err(error) = self.judge_alone(now, &inner, inner_deadline) {
+                self.statistics.requests_refused =
+                    self.statistics.requests_refused.saturating_add(1);
                 self.respond(now, key, Answer::Error(error));
                 continue;
             }
+            if let Some(call) = self.call_mut(key) {
+                call.announced = true;
+            }
+            self.note_deadline(key, inner_deadline);
             self.statistics.requests_in = self.statistics.requests_in.saturating_add(1);
             let incoming = Incoming {
                 call: key,
-                answered: true,
+                answered: message.request_id.0 != 0 || call.is_some(),
                 owns_stream: false,
                 message: inner,
                 ended: true,
@@ -583,50 +610,25 @@ impl Session {
         }
     }
 
-    fn judge_member(&self, message: &Message) -> Result<(), ErrorRecord> {
-        let (code, text) = if message.flags.contains(Flags::COMPRESSED) {
-            (ErrorCode::UNIMPLEMENTED, "no compression was agreed on")
-        } else if message.flags.contains(Flags::REQUIRES_AUTH) && !self.grant.authenticated {
-            (
-                ErrorCode::UNAUTHENTICATED,
-                "the request requires an authenticated session",
-            )
-        } else {
-            return Ok(());
-        };
-        Err(ErrorRecord::new(code, Text::from_static(text)))
-    }
-
     /// Answers a call of the peer's and ends it. Nothing happens if it was cancelled or has expired meanwhile.
     pub fn respond(&mut self, now: Timestamp, key: CallKey, answer: Answer) {
         let Some(call) = self.call_ref(key).filter(|call| !call.local) else {
             return;
         };
-        let (id, stream, owns_stream, batch, priority) = (
+        let (id, stream, owns_stream, member, priority) = (
             call.request_id,
             call.stream,
             call.owns_stream,
-            call.batch,
+            call.member,
             call.priority,
         );
         let mut message = self.answer_message(now, answer);
-        message.priority = priority;
-        let limit = usize::try_from(self.peer_limits.max_message).unwrap_or(usize::MAX);
-        if message.encoded_len() > limit {
-            let text = format!(
-                "the answer has {} bytes, the caller takes {limit}",
-                message.encoded_len()
-            );
-            message = self.answer_message(
-                now,
-                Answer::Error(ErrorRecord::new(
-                    ErrorCode::MESSAGE_TOO_LARGE,
-                    Text::from(text),
-                )),
-            );
+        if let Err(error) = self.judge_answer(&message) {
+            message = self.answer_message(now, Answer::Error(error));
         }
+        message.priority = priority;
         message.request_id = id;
-        if let Some((place, position)) = batch {
+        if let Some((place, position)) = member {
             self.remove_call(key);
             self.gather(now, place, position, message);
             return;
@@ -635,9 +637,41 @@ impl Session {
         self.remove_call(key);
     }
 
+    /// Whether an answer can be sent; otherwise what the caller is told instead.
+    fn judge_answer(&self, message: &Message) -> Result<(), ErrorRecord> {
+        let (code, text) = match self.judge_size(message) {
+            Err(Oversize::Message { len, limit }) => (
+                ErrorCode::MESSAGE_TOO_LARGE,
+                format!("the answer has {len} bytes, the caller takes {limit}"),
+            ),
+            Err(Oversize::Context { len, limit }) => (
+                ErrorCode::CONTEXT_TOO_LARGE,
+                format!("the answer's context has {len} bytes, the limit is {limit}"),
+            ),
+            Err(Oversize::Routing { len, limit }) => (
+                ErrorCode::ROUTING_TOO_LARGE,
+                format!("the answer's routing has {len} bytes, the limit is {limit}"),
+            ),
+            Ok(()) => {
+                let waiting = self.queued_bytes();
+                let limit = self.config.max_answer_bytes;
+                if message.kind == MessageType::ERROR
+                    || waiting.saturating_add(message.encoded_len()) <= limit
+                {
+                    return Ok(());
+                }
+                (
+                    ErrorCode::RESOURCE_EXHAUSTED,
+                    format!("{waiting} bytes of answers wait to be read, the limit is {limit}"),
+                )
+            }
+        };
+        Err(ErrorRecord::new(code, Text::from(text)))
+    }
+
     fn send_answer(&mut self, stream: StreamId, owns_stream: bool, message: &mut Message) {
         if owns_stream {
-            message.flags = message.flags | Flags::STREAM_END;
+            message.flags |= Flags::STREAM_END;
             self.stop_receiving(stream, ErrorCode::OK);
             if let Some(stream) = self.stream_mut(stream) {
                 stream.call = None;
@@ -648,11 +682,8 @@ impl Session {
         } else if message.encoded_len() > SHARED_MESSAGE_MAX
             && let Ok(own) = self.open_stream(message.priority.class())
         {
-            // Too large for the shared stream: on one of its own, whose other direction counts as ended from the start.
-            message.flags = message.flags | Flags::STREAM_END;
-            if let Some(stream) = self.stream_mut(own) {
-                stream.recv.ended = true;
-            }
+            // Too large for the shared stream: on one of its own. The caller ends its other direction when it has the answer.
+            message.flags |= Flags::STREAM_END;
             self.emit(own, message, true);
         } else {
             self.emit(stream, message, false);
@@ -672,11 +703,19 @@ impl Session {
                 message
             }
             Answer::Error(record) => {
+                let record = fitted(record, self.error_max());
                 let mut payload = BytesMut::with_capacity(record.encoded_len());
                 record.encode(&mut payload);
                 self.stamped(now, MessageType::ERROR, payload.freeze())
             }
         }
+    }
+
+    /// Longest error record that the peer takes in a message.
+    fn error_max(&self) -> usize {
+        usize::try_from(self.peer_limits.max_message)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(Message::HEADER_LEN)
     }
 
     /// Puts a member's answer into its batch, and sends the batch when it is complete.
@@ -727,7 +766,7 @@ impl Session {
                 call.priority,
             )
         }) else {
-            return; // the whole batch was cancelled meanwhile
+            return;
         };
         let record = BatchRecord {
             messages: batch.answers.into_iter().flatten().collect(),
@@ -758,7 +797,9 @@ impl Session {
         if call.send_ended || !call.owns_stream {
             return Err(SendError::Ended);
         }
-        let queued = self.stream_ref(call.stream).map_or(0, |stream| stream.send.queued_bytes);
+        let queued = self
+            .stream_ref(call.stream)
+            .map_or(0, |stream| stream.send.queued_bytes);
         let congested = self.is_congested();
         if congested || queued >= self.config.max_stream_queued_bytes {
             self.congested |= congested;
@@ -782,9 +823,13 @@ impl Session {
     ///
     /// [`SendError::Blocked`]: the stream's queue, or the session's, is full; try again after [`Event::Writable`]. The others
     /// are final for this direction.
-    pub fn send(&mut self, now: Timestamp, key: CallKey, element: Outgoing) -> Result<(), SendError> {
+    pub fn send(
+        &mut self,
+        now: Timestamp,
+        key: CallKey,
+        element: Outgoing,
+    ) -> Result<(), SendError> {
         self.can_send(key)?;
-        let limit = usize::try_from(self.peer_limits.max_message).unwrap_or(usize::MAX);
         let call = self.call_ref(key).ok_or(SendError::Closed)?;
         let (id, request_id, priority) = (call.stream, call.request_id, call.priority);
         let mut message = self.stamped(now, MessageType::STREAM, element.payload);
@@ -793,10 +838,11 @@ impl Session {
         message.priority = priority;
         message.routing = element.routing;
         message.context = element.context;
-        let len = message.encoded_len();
-        if len > limit {
-            return Err(SendError::MessageTooLarge { len, limit });
-        }
+        self.judge_size(&message).map_err(|size| match size {
+            Oversize::Message { len, limit } => SendError::MessageTooLarge { len, limit },
+            Oversize::Context { len, limit } => SendError::ContextTooLarge { len, limit },
+            Oversize::Routing { len, limit } => SendError::RoutingTooLarge { len, limit },
+        })?;
         self.emit(id, &message, false);
         Ok(())
     }
@@ -814,6 +860,7 @@ impl Session {
         let mut message = match error {
             None => self.stamped(now, MessageType::STREAM_END, Bytes::new()),
             Some(error) => {
+                let error = fitted(error, self.error_max());
                 let record = StreamEnd { error: Some(error) };
                 let mut payload = BytesMut::with_capacity(record.encoded_len());
                 record.encode(&mut payload);
@@ -861,36 +908,46 @@ impl Session {
 
     /// Gives up a call of ours: the peer is told, and the work behind it stops. Nothing more comes for this key.
     pub fn cancel(&mut self, now: Timestamp, key: CallKey, code: ErrorCode) {
+        if self.forget_spent(key) {
+            return;
+        }
+        self.give_up(now, key, code);
+        if self.call_ref(key).is_some_and(|call| call.local) {
+            self.remove_call(key);
+        }
+    }
+
+    /// Tells the peer that a call of ours is not wanted any more.
+    fn give_up(&mut self, now: Timestamp, key: CallKey, code: ErrorCode) {
         let Some(call) = self.call_ref(key).filter(|call| call.local) else {
             return;
         };
-        let (id, request_id, owns_stream, over) = (
-            call.stream,
-            call.request_id,
-            call.owns_stream,
-            call.recv_ended,
-        );
-        if owns_stream {
+        let code = if code == ErrorCode::OK {
+            ErrorCode::CANCELLED // an error record has a code
+        } else {
+            code
+        };
+        let (id, request_id, priority) = (call.stream, call.request_id, call.priority);
+        if call.owns_stream {
             self.drain_inbox(key);
-            if !over {
-                self.stop_receiving(id, code);
-            }
-            self.reset_sending(id, code);
+            self.abandon(id, code);
             self.detach(id, key);
-        } else if !over && !self.state.is_closed() {
+        } else if !self.state.is_closed() {
             let record = ErrorRecord::new(code, Text::new());
             let mut payload = BytesMut::with_capacity(record.encoded_len());
             record.encode(&mut payload);
             let mut message = self.stamped(now, MessageType::ERROR, payload.freeze());
             message.request_id = request_id;
+            // Of the request's class, so that it cannot overtake it.
+            message.priority = priority;
             self.emit(id, &message, false);
         }
-        self.remove_call(key);
     }
 
     /// The application is done with a streaming call, whatever its state: an open one of ours is cancelled, one of the peer's
     /// is answered with INTERNAL.
     pub fn release(&mut self, now: Timestamp, key: CallKey) {
+        self.forget_spent(key);
         let Some(call) = self.call_ref(key) else {
             return;
         };
@@ -935,31 +992,52 @@ impl Session {
     }
 
     fn remove_call(&mut self, key: CallKey) {
-        if self.call_ref(key).is_none() {
-            return;
+        if self.call_ref(key).is_some() {
+            self.retire(key);
+            if let Ok(index) = usize::try_from(key.index) {
+                self.calls.try_remove(index);
+            }
         }
+    }
+
+    /// Ends a call of ours whose answer now waits among the events; its index stays taken until the answer is taken.
+    fn spend(&mut self, key: CallKey) {
+        self.retire(key);
+        if let Some(call) = self.call_mut(key) {
+            call.spent = true;
+        }
+    }
+
+    /// Forgets a call whose answer waits, or was just taken. False where there is none.
+    pub(super) fn forget_spent(&mut self, key: CallKey) -> bool {
+        let Ok(index) = usize::try_from(key.index) else {
+            return false;
+        };
+        let spent = self
+            .calls
+            .get(index)
+            .is_some_and(|call| call.serial == key.serial && call.spent);
+        spent && self.calls.try_remove(index).is_some()
+    }
+
+    /// Takes a call out of every table but its own.
+    fn retire(&mut self, key: CallKey) {
         self.drain_inbox(key);
-        let Some(call) = usize::try_from(key.index)
-            .ok()
-            .and_then(|index| self.calls.try_remove(index))
-        else {
+        let Some(call) = self.call_mut(key) else {
             return;
         };
-        if call.local {
-            self.local_ids.remove(call.request_id);
-            if call.counted {
-                self.open_local = self.open_local.saturating_sub(1);
-            }
-        } else {
-            if call.request_id.0 != 0
-                && call.batch.is_none()
-                && self.peer_ids.get(&call.request_id.0) == Some(&key.index)
-            {
-                self.peer_ids.remove(&call.request_id.0);
-            }
-            if call.counted {
-                self.open_peer = self.open_peer.saturating_sub(1);
-            }
+        let counted = core::mem::take(&mut call.counted);
+        let (local, id, member) = (call.local, call.request_id, call.member.is_some());
+        if local {
+            self.local_ids.remove(id);
+            self.open_local = self.open_local.saturating_sub(counted.into());
+            return;
+        }
+        self.open_peer = self.open_peer.saturating_sub(counted.into());
+        if !member
+            && matches!(self.peer_ids.get(&id.0), Some(PeerId::Open(index)) if *index == key.index)
+        {
+            self.peer_ids.remove(&id.0);
         }
     }
 
@@ -988,14 +1066,26 @@ impl Session {
             self.finish_unary_error(key, record);
             return Ok(());
         }
-        let is_batch = self.call_ref(key).is_some_and(|call| call.is_batch);
-        let event = if is_batch {
+        let event = if let Some(count) = self.call_ref(key).and_then(|call| call.batch_len) {
+            let whole = message.flags.contains(Flags::BATCH_REQUEST);
             let batch = BatchRecord::decode(message.payload, &self.message_limits())?;
-            let mut answers = Vec::with_capacity(batch.messages.len());
+            if !whole || batch.messages.len() != count {
+                let text = format!("{} answers to a batch of {count}", batch.messages.len());
+                let error = ErrorRecord::new(ErrorCode::INTERNAL, Text::from(text));
+                self.finish_unary_error(key, error);
+                return Ok(());
+            }
+            let mut answers = Vec::with_capacity(count);
             for answer in batch.messages {
                 answers.push(match answer.kind {
+                    MessageType::RESPONSE => Ok(answer),
                     MessageType::ERROR => Err(ErrorRecord::decode(answer.payload)?),
-                    _ => Ok(answer),
+                    kind => {
+                        return Err(SessionError::MisplacedMessage {
+                            kind,
+                            stream: StreamId(0),
+                        });
+                    }
                 });
             }
             Event::BatchAnswer(key, answers)
@@ -1021,93 +1111,85 @@ impl Session {
             .call_ref(key)
             .map(|call| (call.stream, call.owns_stream))
         {
-            self.stop_receiving(id, ErrorCode::CANCELLED);
-            self.reset_sending(id, ErrorCode::CANCELLED);
+            self.abandon(id, ErrorCode::CANCELLED);
             self.detach(id, key);
         }
-        self.remove_call(key);
+        self.spend(key);
+    }
+
+    /// Ends a call of ours with an error, and its stream if it has one.
+    pub(super) fn end_local(&mut self, key: CallKey, error: ErrorRecord) {
+        let Some((id, streams)) = self.call_ref(key).map(|call| (call.stream, call.streams)) else {
+            return;
+        };
+        if streams {
+            let code = error.code;
+            self.stop_sender(key, code);
+            self.deliver(key, Received::End(Some(error)));
+            self.abandon(id, code);
+            self.detach(id, key);
+        } else {
+            self.finish_unary_error(key, error);
+        }
     }
 
     /// Ends a call from this side's view, without a word to the peer: the session is over.
     pub(super) fn fail_call(&mut self, key: CallKey, error: &ErrorRecord) {
-        let Some(call) = self.call_mut(key) else {
+        let Some(call) = self.call_ref(key) else {
             return;
         };
-        match (call.local, call.streams) {
-            (true, false) => {
-                self.remove_call(key);
+        match (call.local, call.streams, call.announced) {
+            (true, false, _) => {
+                self.spend(key);
                 self.events
                     .push_back(Event::Answer(key, Err(Box::new(error.clone()))));
             }
-            (true, true) => {
-                call.stopped.get_or_insert(error.code);
-                if core::mem::take(&mut call.wants_writable) {
-                    self.events.push_back(Event::Writable(key));
-                }
+            (true, true, _) => {
+                self.stop_sender(key, error.code);
                 self.deliver(key, Received::End(Some(error.clone())));
             }
-            (false, _) => {
+            (false, _, announced) => {
                 self.remove_call(key);
-                self.events.push_back(Event::Cancelled(key, error.code));
+                if announced {
+                    self.events.push_back(Event::Cancelled(key, error.code));
+                }
             }
         }
     }
 
-    /// A call of the peer's is not wanted any more. `answer`: tell the peer why; otherwise it knows.
-    pub(super) fn cancel_peer_call(
-        &mut self,
-        now: Timestamp,
-        key: CallKey,
-        code: ErrorCode,
-        answer: bool,
-    ) {
+    /// The caller does not want the answer any more, and knows that none comes.
+    pub(super) fn cancel_peer_call(&mut self, key: CallKey, code: ErrorCode) {
         let Some(call) = self.call_ref(key).filter(|call| !call.local) else {
             return;
         };
-        let (id, owns_stream, is_batch, batch) =
-            (call.stream, call.owns_stream, call.is_batch, call.batch);
-        if answer {
-            let error = ErrorRecord::new(code, Text::from_static("the time budget was spent"));
-            self.respond(now, key, Answer::Error(error));
-        } else if owns_stream {
-            self.stop_receiving(id, code);
-            self.reset_sending(id, code);
+        let (id, owns_stream, gathers) = (call.stream, call.owns_stream, call.gathers);
+        let announced = call.announced;
+        if owns_stream {
+            self.abandon(id, code);
             self.detach(id, key);
         }
         self.remove_call(key);
-        if is_batch {
-            self.cancel_members(key, code);
-        } else {
+        if announced {
             self.events.push_back(Event::Cancelled(key, code));
         }
-        debug_assert!(
-            batch.is_none() || answer,
-            "members of a batch are only cancelled by their deadline"
-        );
-    }
-
-    fn cancel_members(&mut self, outer: CallKey, code: ErrorCode) {
-        let places: Vec<usize> = self
-            .batches
-            .iter()
-            .filter(|(_, batch)| batch.outer == outer)
-            .map(|(place, _)| place)
-            .collect();
-        for place in places {
-            self.batches.try_remove(place);
-            let wide = u32::try_from(place).unwrap_or(u32::MAX);
-            let members = self.keys_where(|call| call.batch.is_some_and(|(at, _)| at == wide));
-            for member in members {
+        let Some(batch) = gathers
+            .and_then(|place| usize::try_from(place).ok())
+            .and_then(|place| self.batches.try_remove(place))
+        else {
+            return;
+        };
+        for member in batch.members {
+            if self.call_ref(member).is_some() {
                 self.remove_call(member);
                 self.events.push_back(Event::Cancelled(member, code));
             }
         }
     }
 
-    fn keys_where(&self, wanted: impl Fn(&Call) -> bool) -> Vec<CallKey> {
+    pub(super) fn keys_where(&self, wanted: impl Fn(&Call) -> bool) -> Vec<CallKey> {
         self.calls
             .iter()
-            .filter(|(_, call)| wanted(call))
+            .filter(|(_, call)| !call.spent && wanted(call))
             .filter_map(|(index, call)| {
                 Some(CallKey {
                     index: u32::try_from(index).ok()?,
@@ -1118,54 +1200,34 @@ impl Session {
     }
 
     /// Ends every call whose time is up.
-    ///
-    /// One pass over the open calls, of which there are few thousands at most, instead of a timer for each: most calls are
-    /// answered long before their deadline, and then cost nothing here.
     pub(super) fn expire_calls(&mut self, now: Timestamp) {
-        let due = self.keys_where(|call| {
-            call.deadline.is_some_and(|deadline| now >= deadline)
-                && !(call.local && call.recv_ended)
-        });
-        for key in due {
-            let Some(call) = self.call_ref(key) else {
+        const CODE: ErrorCode = ErrorCode::DEADLINE_EXCEEDED;
+        let error = |text| ErrorRecord::new(CODE, Text::from_static(text));
+        while let Some(&Reverse((deadline, key))) = self.deadlines.peek() {
+            if !self.is_pending(key) {
+                self.deadlines.pop();
                 continue;
-            };
-            match (call.local, call.streams) {
-                (true, false) => {
-                    self.cancel(now, key, ErrorCode::DEADLINE_EXCEEDED);
-                    let error = ErrorRecord::new(
-                        ErrorCode::DEADLINE_EXCEEDED,
-                        Text::from_static("no answer came in time"),
-                    );
-                    self.events
-                        .push_back(Event::Answer(key, Err(Box::new(error))));
+            }
+            if deadline > now {
+                return;
+            }
+            self.deadlines.pop();
+            match self.call_ref(key).map(|call| (call.local, call.streams)) {
+                Some((true, false)) => {
+                    self.give_up(now, key, CODE);
+                    self.spend(key);
+                    let error = Box::new(error("no answer came in time"));
+                    self.events.push_back(Event::Answer(key, Err(error)));
                 }
-                (true, true) => {
-                    let id = call.stream;
-                    self.stop_receiving(id, ErrorCode::DEADLINE_EXCEEDED);
-                    self.reset_sending(id, ErrorCode::DEADLINE_EXCEEDED);
-                    if let Some(call) = self.call_mut(key) {
-                        call.stopped.get_or_insert(ErrorCode::DEADLINE_EXCEEDED);
-                        if core::mem::take(&mut call.wants_writable) {
-                            self.events.push_back(Event::Writable(key));
-                        }
-                    }
-                    let error = ErrorRecord::new(
-                        ErrorCode::DEADLINE_EXCEEDED,
-                        Text::from_static("the stream did not end in time"),
-                    );
-                    self.deliver(key, Received::End(Some(error)));
-                    self.detach(id, key);
+                Some((true, true)) => self.end_local(key, error("the stream did not end in time")),
+                Some((false, _)) => {
+                    // Only calls that were handed out have a deadline here.
+                    self.events.push_back(Event::Cancelled(key, CODE));
+                    self.respond(now, key, Answer::Error(error("the time budget was spent")));
                 }
-                (false, _) => self.cancel_peer_call(now, key, ErrorCode::DEADLINE_EXCEEDED, true),
+                None => {}
             }
         }
-        self.earliest_deadline = self
-            .calls
-            .iter()
-            .filter(|(_, call)| !(call.local && call.recv_ended))
-            .filter_map(|(_, call)| call.deadline)
-            .min();
     }
 
     /// The peer did not take on requests after `last`: they did not run and may be tried elsewhere.
@@ -1176,32 +1238,19 @@ impl Session {
                 && (last.0 == 0
                     || call.request_id.0.wrapping_sub(last.0).wrapping_sub(1) < u32::MAX / 2)
         });
-        let error = ErrorRecord::new(
-            ErrorCode::SHUTTING_DOWN,
-            Text::from_static("the peer is shutting down; the request did not run"),
-        );
         for key in late {
-            let Some(call) = self.call_ref(key) else {
-                continue;
-            };
-            let (id, streams, owns_stream) = (call.stream, call.streams, call.owns_stream);
-            if streams {
-                if let Some(call) = self.call_mut(key) {
-                    call.stopped.get_or_insert(ErrorCode::SHUTTING_DOWN);
-                    if core::mem::take(&mut call.wants_writable) {
-                        self.events.push_back(Event::Writable(key));
-                    }
-                }
-                self.deliver(key, Received::End(Some(error.clone())));
-                self.stop_receiving(id, ErrorCode::SHUTTING_DOWN);
-                self.reset_sending(id, ErrorCode::SHUTTING_DOWN);
-                self.detach(id, key);
-            } else {
-                if owns_stream {
-                    self.reset_sending(id, ErrorCode::SHUTTING_DOWN);
-                }
-                self.finish_unary_error(key, error.clone());
-            }
+            let error = ErrorRecord::new(
+                ErrorCode::SHUTTING_DOWN,
+                Text::from_static("the peer is shutting down; the request did not run"),
+            );
+            self.end_local(key, error);
         }
     }
+}
+
+/// What of a message is larger than the peer takes, in bytes.
+enum Oversize {
+    Message { len: usize, limit: usize },
+    Context { len: usize, limit: usize },
+    Routing { len: usize, limit: usize },
 }

@@ -3,17 +3,18 @@
 use bytes::{Bytes, BytesMut};
 use core::time::Duration;
 use remus_wire::{
-    Authenticated, AuthenticationRecord, Capabilities, Capability, ErrorCode, ErrorRecord,
-    Handshake, Heartbeat, Limits, Message, MessageType, Query, QueryAnswer, RequestId, ResumeToken,
-    Schema, Shutdown, StreamId, Text, Timestamp, Version, VersionRecord,
+    Authenticated, AuthenticationRecord, Capabilities, Capability, ErrorCode, ErrorRecord, Frame,
+    FrameHeader, FrameType, Handshake, Heartbeat, Limits, MAX_ANSWERS, Message, MessageType, Query,
+    QueryAnswer, RequestId, ResumeToken, Schema, Shutdown, StreamId, Text, Timestamp, Version,
+    VersionRecord,
 };
 
-use super::{Closing, Session};
-use crate::config::INITIAL_LIMITS;
-use crate::error::SessionError;
+use super::{Closing, Session, fitted, micros};
+use crate::config::{IDLE_TIMEOUT_MIN, INITIAL_LIMITS};
+use crate::error::{CloseReason, SessionError};
 use crate::event::{Event, Grant, Negotiated, Side};
 use crate::lane::LaneId;
-use crate::state::{Input, State};
+use crate::state::{Input, State, UnexpectedInput};
 
 impl Session {
     /// Offer, capability, authentication, query and schema offer, all at once. Spec: core §2.
@@ -22,7 +23,7 @@ impl Session {
         self.send_handshake(now, &Handshake::Offer(offer));
         self.send_capability(now);
         let authentication = self.config.authentication.clone();
-        self.send_handshake(now, &Handshake::Authenticate(authentication));
+        self.send_authentication(now, authentication);
         let mut payload = BytesMut::new();
         self.config.query.encode(&mut payload);
         self.query_id = Some(1);
@@ -45,16 +46,50 @@ impl Session {
     ) {
         let mut message = self.stamped(now, kind, payload);
         message.request_id = request_id;
-        if let Some(lane) = self.lane_mut(LaneId::ZERO) {
-            lane.ready.put_message(StreamId(0), &message);
+        let (len, limit) = (message.encoded_len(), self.control_max());
+        if len > limit {
+            // Control messages have no parts. What the application gave is cut to fit where it can be; the rest is a setting that no
+            // session with this peer can work with.
+            let reason = format!("a control message of {len} bytes, the peer takes {limit}");
+            self.abort(ErrorCode::INTERNAL, &reason);
+            return;
         }
-        self.dirty |= LaneId::ZERO.bit();
+        self.put_control(&message);
+    }
+
+    /// Largest control message that the peer takes: one frame.
+    fn control_max(&self) -> usize {
+        usize::try_from(self.peer_limits.max_frame).unwrap_or(usize::MAX)
+    }
+
+    fn put_control(&mut self, message: &Message) {
+        if let Some(lane) = self.lane_mut(LaneId::ZERO) {
+            lane.ready.put_message(StreamId(0), message);
+        }
+        self.note_output(LaneId::ZERO);
     }
 
     fn send_handshake(&mut self, now: Timestamp, step: &Handshake) {
         let mut payload = BytesMut::with_capacity(step.encoded_len());
         step.encode(&mut payload);
         self.send_control(now, MessageType::HANDSHAKE, RequestId(0), payload.freeze());
+    }
+
+    fn send_authentication(&mut self, now: Timestamp, record: AuthenticationRecord) {
+        self.authenticating = true;
+        self.send_handshake(now, &Handshake::Authenticate(record));
+    }
+
+    /// Refuses the session before it is active, and ends it.
+    pub(super) fn refuse_session(&mut self, now: Timestamp, code: ErrorCode, reason: &str) {
+        let refused = if code == ErrorCode::OK {
+            ErrorCode::SHUTTING_DOWN
+        } else {
+            code
+        };
+        let record = ErrorRecord::new(refused, Text::from(reason));
+        self.send_handshake(now, &Handshake::Refused(record));
+        self.abort(code, reason);
     }
 
     fn send_capability(&mut self, now: Timestamp) {
@@ -96,16 +131,11 @@ impl Session {
             MessageType::CAPABILITY => {
                 self.on_capability(now, &Capability::decode(message.payload)?)
             }
-            MessageType::HEARTBEAT if self.state.is_open() => self.on_heartbeat(now, &message),
-            MessageType::SHUTDOWN => self.on_shutdown(now, Shutdown::decode(message.payload)?),
-            MessageType::QUERY => {
-                let query = Query::decode(message.payload)?;
-                // The first one is a step of the lifecycle; later ones may come from either side.
-                self.advance(Input::Directory)?;
-                self.events
-                    .push_back(Event::Query(message.request_id, query));
-                Ok(())
+            MessageType::HEARTBEAT if self.state.is_open() => {
+                self.on_heartbeat(now, &message, false)
             }
+            MessageType::SHUTDOWN => self.on_shutdown(now, Shutdown::decode(message.payload)?),
+            MessageType::QUERY => self.on_query(message),
             MessageType::RESPONSE if self.query_id == Some(message.request_id.0) => {
                 let answer = QueryAnswer::decode(message.payload)?;
                 self.query_id = None;
@@ -123,6 +153,26 @@ impl Session {
         }
     }
 
+    /// The first query is a step of the lifecycle: it waits for its answer. Later ones may come from either side.
+    fn on_query(&mut self, message: Message) -> Result<(), SessionError> {
+        let query = Query::decode(message.payload)?;
+        let id = message.request_id;
+        if self.side == Side::Acceptor && !self.state.is_open() {
+            self.state.on(Input::Directory)?;
+            self.asked = Some(id);
+        } else {
+            self.advance(Input::Directory)?;
+            if self.side == Side::Client && !self.state.is_open() {
+                return Err(SessionError::MisplacedMessage {
+                    kind: MessageType::QUERY,
+                    stream: StreamId(0),
+                });
+            }
+        }
+        self.events.push_back(Event::Query(id, query));
+        Ok(())
+    }
+
     fn on_handshake(&mut self, now: Timestamp, step: Handshake) -> Result<(), SessionError> {
         match (self.side, step) {
             (Side::Acceptor, Handshake::Offer(offer)) => {
@@ -134,26 +184,28 @@ impl Session {
                 self.on_accept(now, &accepted)
             }
             (Side::Acceptor, Handshake::Authenticate(record)) => {
-                if self.state != State::Authentication && !self.state.is_open() {
-                    self.advance(Input::Renewal)?; // fails: out of turn
+                let in_turn = self.state == State::Authentication || self.state.is_open();
+                if !in_turn || self.deciding {
+                    return Err(self.out_of_turn(Input::Renewal));
                 }
                 self.deciding = true;
                 self.events.push_back(Event::Authenticate(record));
                 Ok(())
             }
             (Side::Client, Handshake::Challenge(challenge)) => {
+                if !self.authenticating {
+                    return Err(self.out_of_turn(Input::Challenge));
+                }
                 self.advance(Input::Challenge)?;
+                self.authenticating = false;
                 self.events.push_back(Event::Challenge(challenge));
                 Ok(())
             }
-            (Side::Client, Handshake::Authenticated(granted)) => self.on_authenticated(granted),
+            (Side::Client, Handshake::Authenticated(granted)) => {
+                self.on_authenticated(now, granted)
+            }
             (Side::Client, Handshake::Refused(record)) => {
-                let reason = if record.message.is_empty() {
-                    record.code.to_string()
-                } else {
-                    record.message.to_string()
-                };
-                self.carrier_lost(record.code, &reason);
+                self.on_refused(record);
                 Ok(())
             }
             (Side::Acceptor, Handshake::Resume(_)) => {
@@ -169,6 +221,33 @@ impl Session {
                 stream: StreamId(0),
             }),
         }
+    }
+
+    /// The session will not be, or will not go on. What was called before it was active did not run.
+    fn on_refused(&mut self, record: ErrorRecord) {
+        let reason = if record.message.is_empty() {
+            record.code.to_string()
+        } else {
+            record.message.to_string()
+        };
+        let calls = (!self.state.is_open()).then(|| record.clone());
+        let code = record.code;
+        self.events.push_back(Event::Refused(Box::new(record)));
+        self.close(
+            CloseReason {
+                code,
+                reason,
+                by_peer: true,
+            },
+            calls,
+        );
+    }
+
+    fn out_of_turn(&self, input: Input) -> SessionError {
+        SessionError::OutOfTurn(UnexpectedInput {
+            state: self.state,
+            input,
+        })
     }
 
     fn on_offer(&mut self, now: Timestamp, offer: VersionRecord) -> Result<(), SessionError> {
@@ -228,7 +307,6 @@ impl Session {
 
     /// The lower of both sides' idle timeouts, but never so low that heartbeats would be a flood.
     fn settle_idle_timeout(&mut self, now: Timestamp, theirs: &VersionRecord) {
-        const IDLE_TIMEOUT_MIN: Duration = Duration::from_millis(500);
         let theirs = theirs
             .idle_timeout()
             .map_or(self.config.idle_timeout, |timeout| {
@@ -286,13 +364,21 @@ impl Session {
         }
     }
 
-    fn on_authenticated(&mut self, granted: Authenticated) -> Result<(), SessionError> {
+    fn on_authenticated(
+        &mut self,
+        now: Timestamp,
+        granted: Authenticated,
+    ) -> Result<(), SessionError> {
         let input = if self.state == State::Authentication {
             Input::Identity
         } else {
             Input::Renewal
         };
+        if !self.authenticating {
+            return Err(self.out_of_turn(input));
+        }
         self.advance(input)?;
+        self.authenticating = false;
         let grant = Grant {
             session: granted.session,
             expires: granted.expires,
@@ -303,38 +389,67 @@ impl Session {
             negotiated.grant = grant.clone();
         }
         self.grant = grant;
+        self.renew(now);
         Ok(())
     }
 
+    /// Sends the record that waited for its turn.
+    fn renew(&mut self, now: Timestamp) {
+        if self.state.is_open()
+            && !self.authenticating
+            && let Some(record) = self.renewal.take()
+        {
+            self.send_authentication(now, record);
+        }
+    }
+
     fn on_schema(&mut self, now: Timestamp, step: &Schema) -> Result<(), SessionError> {
-        match (self.side, step) {
-            (_, Schema::Offer(_)) => {
+        // The first offer is the client's and the first answer the acceptor's; later both may offer.
+        let in_turn = match (self.side, step) {
+            _ if self.state.is_open() => true,
+            (Side::Acceptor, Schema::Offer(_)) | (Side::Client, Schema::Want(_)) => true,
+            _ => false,
+        };
+        if !in_turn {
+            return Err(SessionError::MisplacedMessage {
+                kind: MessageType::SCHEMA,
+                stream: StreamId(0),
+            });
+        }
+        match step {
+            Schema::Offer(_) => {
                 // Descriptors come with the schema chapter; until then nothing that is offered is wanted.
                 self.advance(Input::Schema)?;
                 self.send_schema(now, &Schema::Want(Vec::new()));
             }
-            (_, Schema::Want(wanted)) if wanted.is_empty() => self.advance(Input::Schema)?,
-            (_, Schema::Want(_)) => {
+            Schema::Want(wanted) if wanted.is_empty() => self.advance(Input::Schema)?,
+            Schema::Want(_) => {
                 return Err(SessionError::NotOffered("a schema that was not offered"));
             }
-            (_, Schema::Give(_)) => {
+            Schema::Give(_) => {
                 return Err(SessionError::NotOffered("a schema that was not asked for"));
             }
         }
-        self.become_active();
+        self.become_active(now);
         Ok(())
     }
 
-    fn become_active(&mut self) {
+    fn become_active(&mut self, now: Timestamp) {
         if self.state != State::Active || self.peer_known {
             return;
         }
         self.peer_known = true;
+        self.live.start(now);
         if let Some(offer) = self.offer_taken.take() {
             self.events.push_back(Event::Offered(offer));
         }
         if let Some(negotiated) = &self.negotiated {
             self.events.push_back(Event::Active(negotiated.clone()));
+        }
+        if self.closing.is_some() {
+            self.announce_end(now);
+        } else {
+            self.renew(now);
         }
     }
 
@@ -368,12 +483,13 @@ impl Session {
         self.grant = grant;
     }
 
-    /// Acceptor: the client may not come in. Answers [`Event::Authenticate`]; the session ends.
+    /// Acceptor: the client may not come in, or its renewal is not accepted. Answers [`Event::Authenticate`]; the session ends.
     pub fn refuse(&mut self, now: Timestamp, error: ErrorRecord) {
         if !self.deciding || self.state.is_closed() {
             return;
         }
         self.deciding = false;
+        let error = fitted(error, self.control_max() / 2);
         let (code, reason) = (error.code, error.message.to_string());
         self.send_handshake(now, &Handshake::Refused(error));
         self.abort(code, &reason);
@@ -387,25 +503,55 @@ impl Session {
         }
     }
 
-    /// Client: answers [`Event::Challenge`], or renews its token in place at any time.
+    /// Client: answers [`Event::Challenge`], or renews its token in place.
+    ///
+    /// A renewal waits until the session is active and the one before it is answered; of several that wait the latest is sent.
     pub fn authenticate(&mut self, now: Timestamp, record: AuthenticationRecord) {
-        if self.side == Side::Client && !self.state.is_closed() {
-            self.send_handshake(now, &Handshake::Authenticate(record));
+        if self.side != Side::Client || self.state.is_closed() {
+            return;
+        }
+        let in_turn = self.state == State::Authentication || self.state.is_open();
+        if in_turn && !self.authenticating {
+            self.send_authentication(now, record);
+        } else {
+            self.renewal = Some(record);
         }
     }
 
-    /// Answers [`Event::Query`].
+    /// Answers [`Event::Query`]. Of more records than fit one frame of the peer's the first are sent.
     pub fn answer_query(&mut self, now: Timestamp, id: RequestId, answer: &QueryAnswer) {
-        if !self.state.is_closed() {
-            let mut payload = BytesMut::with_capacity(answer.encoded_len());
-            answer.encode(&mut payload);
-            self.send_control(now, MessageType::RESPONSE, id, payload.freeze());
+        if self.state.is_closed() {
+            return;
+        }
+        let room = self.control_max().saturating_sub(Message::HEADER_LEN);
+        let mut left = room.saturating_sub(4);
+        let fitting = answer
+            .records
+            .iter()
+            .take(MAX_ANSWERS as usize)
+            .take_while(|record| match left.checked_sub(record.encoded_len()) {
+                Some(rest) => {
+                    left = rest;
+                    true
+                }
+                None => false,
+            })
+            .cloned()
+            .collect();
+        let answer = QueryAnswer { records: fitting };
+        let mut payload = BytesMut::with_capacity(answer.encoded_len());
+        answer.encode(&mut payload);
+        self.send_control(now, MessageType::RESPONSE, id, payload.freeze());
+        if self.asked == Some(id) {
+            self.asked = None;
+            // The table was asked when the query came.
+            let _ = self.advance(Input::Directory);
         }
     }
 
-    /// Asks the peer for a heartbeat now; [`Session::path`] tells what it measured.
+    /// Asks the peer for a heartbeat now, or as soon as 8 ms have passed since the last; [`Session::path`] tells what it measured.
     pub fn probe(&mut self, now: Timestamp) {
-        if self.state.is_open() {
+        if self.state.is_open() && self.live.may_probe(now) {
             self.send_probe(now);
         }
     }
@@ -413,7 +559,7 @@ impl Session {
     pub(super) fn send_probe(&mut self, now: Timestamp) {
         let suspicious = self.live.is_suspicious(now);
         let (id, heartbeat) = self.live.probe(now, self.load);
-        self.send_heartbeat(now, RequestId(id), &heartbeat, suspicious);
+        self.send_heartbeat(now, RequestId(id), &heartbeat, !suspicious);
     }
 
     /// A heartbeat carries the sender's own clock, not the hybrid one: a clock that follows the peer's cannot be compared
@@ -423,7 +569,7 @@ impl Session {
         now: Timestamp,
         id: RequestId,
         heartbeat: &Heartbeat,
-        reliable: bool,
+        may_be_lost: bool,
     ) {
         let mut payload = BytesMut::with_capacity(Heartbeat::LEN);
         heartbeat.encode(&mut payload);
@@ -432,53 +578,54 @@ impl Session {
             timestamp: now,
             ..Message::new(MessageType::HEARTBEAT, payload.freeze())
         };
-        if !reliable
+        if may_be_lost
             && self.features.contains(remus_wire::Features::DATAGRAMS)
             && self.carrier_has_datagrams
         {
-            let mut ready = crate::lane::Ready::default();
-            ready.put_message(StreamId(0), &message);
-            let mut out = std::collections::VecDeque::new();
-            ready.take(&mut out);
-            if let Some(datagram) = out.pop_front() {
-                self.push_datagram(datagram);
-                self.dirty |= LaneId::ZERO.bit();
-            }
+            let mut datagram = BytesMut::with_capacity(Frame::HEADER_LEN + message.encoded_len());
+            let header = FrameHeader {
+                stream: StreamId(0),
+                kind: FrameType::MESSAGE,
+                len: u32::try_from(message.encoded_len()).unwrap_or(u32::MAX),
+            };
+            datagram.extend_from_slice(&header.encode());
+            message.encode(&mut datagram);
+            self.push_datagram(datagram.freeze());
+            self.dirty |= LaneId::ZERO.bit();
             return;
         }
-        if let Some(lane) = self.lane_mut(LaneId::ZERO) {
-            lane.ready.put_message(StreamId(0), &message);
-        }
-        self.dirty |= LaneId::ZERO.bit();
+        self.put_control(&message);
     }
 
+    /// `datagram`: whether it came in one. The answer goes by the way the probe came: if datagrams get lost, the probes that are
+    /// sent reliably for that reason must not be answered by a datagram.
     pub(super) fn on_heartbeat(
         &mut self,
         now: Timestamp,
         message: &Message,
+        datagram: bool,
     ) -> Result<(), SessionError> {
         let heartbeat = Heartbeat::decode(message.payload.clone())?;
         if self.live.on_heartbeat(now, message.timestamp, &heartbeat) {
             self.events.push_back(Event::PathMeasured);
         }
         if message.request_id.0 != 0 {
-            // A probe is answered at once, by the same way it came as far as that can be told.
             let answer = self.live.heartbeat(self.load);
-            self.send_heartbeat(now, RequestId(0), &answer, false);
+            self.send_heartbeat(now, RequestId(0), &answer, datagram);
         }
         Ok(())
     }
 
     fn on_shutdown(&mut self, now: Timestamp, record: Shutdown) -> Result<(), SessionError> {
         self.advance(Input::Shutdown)?;
-        let grace = u64::try_from(record.grace.as_micros()).unwrap_or(u64::MAX);
-        let deadline = Timestamp(now.0.saturating_add(grace));
+        let deadline = Timestamp(now.0.saturating_add(micros(record.grace)));
         if self.closing.is_none() {
             self.closing = Some(Closing {
                 by_us: false,
                 deadline,
                 code: record.code,
                 reason: record.reason.to_string(),
+                redirect: String::new(),
             });
         }
         self.fail_calls_after(record.last_request);

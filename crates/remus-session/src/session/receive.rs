@@ -6,9 +6,10 @@ use remus_wire::{
     RequestId, StreamId, Text, Timestamp,
 };
 
-use super::{Pending, Session};
+use super::{Pending, SLICES_MAX, Session};
+use crate::SHARED_MESSAGE_MAX;
 use crate::assembly::Assembly;
-use crate::call::{CallKey, Received};
+use crate::call::{Answer, CallKey, PeerId, Received};
 use crate::error::SessionError;
 use crate::event::Event;
 use crate::lane::{LANES_MAX, LaneId};
@@ -47,14 +48,20 @@ impl Session {
 
     /// The peer ended its side of `lane`, after all of its bytes were handed in.
     ///
+    /// What the lane carried and did not end counts as reset with LOSS_OF_SESSION. The end of lane 0 is the end of the session: after
+    /// this the driver calls [`Session::carrier_lost`] with what it knows.
+    ///
     /// # Errors
     ///
     /// As [`Session::handle_input`]: the lane ended within a frame.
     pub fn handle_lane_end(&mut self, lane: LaneId) -> Result<(), SessionError> {
-        let cut = self
-            .lane_mut(lane)
-            .is_some_and(|lane| lane.reader.is_mid_frame());
-        if cut && !self.state.is_closed() {
+        if self.state.is_closed() {
+            return Ok(());
+        }
+        let Some(entry) = self.lane_mut(lane) else {
+            return Ok(());
+        };
+        if entry.reader.is_mid_frame() {
             let at = remus_wire::At {
                 record: "FRAME",
                 field: "payload",
@@ -63,6 +70,18 @@ impl Session {
             let error = SessionError::Decode(DecodeError::Truncated(at));
             self.fail(&error);
             return Err(error);
+        }
+        for id in (3_u16..).take(self.streams.len()).map(StreamId) {
+            if self
+                .stream_ref(id)
+                .is_some_and(|stream| stream.open && stream.lane == lane && !stream.recv.ended)
+            {
+                self.end_by_peer(
+                    id,
+                    ErrorCode::LOSS_OF_SESSION,
+                    "the lane of the stream ended",
+                );
+            }
         }
         Ok(())
     }
@@ -85,6 +104,9 @@ impl Session {
                 return Ok(());
             };
             self.on_frame(now, lane, frame)?;
+            if let Some(waiting) = self.overflow {
+                return Err(SessionError::NotReading(waiting));
+            }
         }
         Ok(())
     }
@@ -112,7 +134,7 @@ impl Session {
         self.live.heard(now);
         if self.charge_control(now).is_ok() {
             // A heartbeat that cannot be decoded is lost, like any other datagram.
-            let _ = self.on_heartbeat(now, &message);
+            let _ = self.on_heartbeat(now, &message, true);
         }
     }
 
@@ -192,7 +214,7 @@ impl Session {
             if u32::from(id.0) > highest {
                 // Beyond what was granted: refused, and its bytes dropped, without keeping anything.
                 self.charge_control(now)?;
-                self.consume_session(bytes);
+                self.consume(id, bytes);
                 self.put_small(
                     LaneId::ZERO,
                     id,
@@ -210,18 +232,17 @@ impl Session {
             let Some(stream) = self.stream_slot(id, lane) else {
                 return Ok(false);
             };
-            stream.lane = lane;
-            stream.recv.lane = Some(lane);
-            stream.reopen(None, remus_wire::Priority::ORDINARY.class());
+            if stream.lane != lane {
+                return Err(SessionError::WrongLane(id));
+            }
+            stream.reopen(remus_wire::Priority::ORDINARY.class());
             self.open_streams = self.open_streams.saturating_add(1);
         }
         let Some(stream) = self.stream_mut(id) else {
             return Ok(false);
         };
-        match stream.recv.lane {
-            Some(expected) if expected != lane => return Err(SessionError::WrongLane(id)),
-            Some(_) => {}
-            None => stream.recv.lane = Some(lane),
+        if stream.lane != lane {
+            return Err(SessionError::WrongLane(id));
         }
         if stream.recv.ended {
             return Err(SessionError::AfterEnd(id));
@@ -258,8 +279,22 @@ impl Session {
         if self.discard(id, &bytes, true) {
             return Ok(());
         }
+        let bytes = self.detached(id, bytes);
         let message = Message::decode(bytes, &self.message_limits())?;
         self.on_message(now, id, message, len)
+    }
+
+    /// The bytes of a message, in memory of their own where many before it wait already: see [`SLICES_MAX`].
+    fn detached(&self, id: StreamId, bytes: Bytes) -> Bytes {
+        let waiting = self
+            .stream_ref(id)
+            .and_then(|stream| self.call_ref(stream.call?))
+            .map_or(0, |call| call.inbox.len());
+        if waiting.max(self.requests.len()) >= SLICES_MAX && bytes.len() <= SHARED_MESSAGE_MAX {
+            Bytes::copy_from_slice(&bytes)
+        } else {
+            bytes
+        }
     }
 
     fn on_part(
@@ -294,11 +329,11 @@ impl Session {
         let known = assembly.total;
         assembly.push(&bytes, &limits)?;
         let (len, total) = (assembly.bytes().len(), assembly.total);
-        if let (None, Some(total)) = (known, total) {
+        if let (None, Some(total), false) = (known, total, last) {
             if assembling.saturating_add(total) > budget {
                 // Too much is half-received already: this stream gives way, the session goes on.
                 assembly.total = None;
-                self.refuse_stream(id, ErrorCode::QUEUE_FULL);
+                self.give_way(now, id);
                 return Ok(());
             }
             self.assembling = assembling.saturating_add(total);
@@ -323,7 +358,7 @@ impl Session {
         else {
             return Ok(());
         };
-        self.assembling = self.assembling.saturating_sub(total.unwrap_or(0));
+        self.assembling = self.assembling.saturating_sub(known.unwrap_or(0));
         // Without the header's bytes this fails as truncated.
         let message = Message::decode(assembly.finish(), &limits)?;
         self.on_message(now, id, message, len)
@@ -340,19 +375,21 @@ impl Session {
         self.clock.observe(now, message.timestamp);
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         let from_caller = self.is_peers(id);
+        if message.flags.contains(Flags::COMPRESSED) && message.kind != MessageType::REQUEST {
+            // A request is refused alone; anything else belongs to a call whose caller never offered to undo it.
+            return Err(SessionError::NotOffered("compression"));
+        }
         match message.kind {
             MessageType::REQUEST if from_caller => self.on_request(now, id, message),
             MessageType::ERROR if from_caller && Stream::is_shared(id) => {
-                let record = ErrorRecord::decode(message.payload.clone())?;
-                self.requests.push_back(Pending::Cancel {
-                    stream: id,
-                    request_id: message.request_id.0,
-                    code: record.code,
-                    len,
-                });
+                self.consume(id, len);
+                let record = ErrorRecord::decode(message.payload)?;
+                self.on_cancel(message.request_id, record.code);
                 Ok(())
             }
-            MessageType::RESPONSE | MessageType::ERROR => {
+            MessageType::RESPONSE | MessageType::ERROR
+                if !(from_caller && Stream::is_shared(id)) =>
+            {
                 self.consume(id, len);
                 self.on_answer(id, message)
             }
@@ -360,6 +397,20 @@ impl Session {
                 self.on_element(id, message, len)
             }
             kind => Err(SessionError::MisplacedMessage { kind, stream: id }),
+        }
+    }
+
+    /// The caller gives up a call on a shared stream.
+    fn on_cancel(&mut self, id: RequestId, code: ErrorCode) {
+        match self.peer_ids.get_mut(&id.0) {
+            // It has not been handed out yet, and will not be.
+            Some(PeerId::Waiting(cancelled)) => *cancelled = Some(code),
+            Some(&mut PeerId::Open(index)) => {
+                if let Some(key) = self.key_at(index) {
+                    self.cancel_peer_call(key, code);
+                }
+            }
+            None => {} // it crossed the answer
         }
     }
 
@@ -379,6 +430,10 @@ impl Session {
             let budget = u64::try_from(budget.as_micros()).unwrap_or(u64::MAX);
             Timestamp(now.0.saturating_add(budget))
         });
+        let request_id = message.request_id.0;
+        if request_id != 0 && self.peer_ids.contains_key(&request_id) {
+            return Err(SessionError::DuplicateRequest(request_id));
+        }
         let shared = Stream::is_shared(id);
         let ended = shared || message.flags.contains(Flags::STREAM_END);
         if !ended && !message.payload.is_empty() {
@@ -400,7 +455,7 @@ impl Session {
                     stream: id,
                 });
             }
-            let key = self.insert_peer_call(&message, id, deadline);
+            let key = self.insert_peer_call(&message, id);
             if let Some(stream) = self.stream_mut(id) {
                 stream.call = Some(key);
                 stream.class = message.priority.class();
@@ -411,7 +466,11 @@ impl Session {
             }
             Some(key)
         };
-        self.requests.push_back(Pending::Request {
+        if request_id != 0 {
+            let entry = call.map_or(PeerId::Waiting(None), |key| PeerId::Open(key.index));
+            self.peer_ids.insert(request_id, entry);
+        }
+        self.requests.push_back(Pending {
             call,
             stream: id,
             message,
@@ -435,17 +494,14 @@ impl Session {
             stream.recv.ended = true;
         }
         if self.is_peers(id) {
-            // An answer too large for the shared stream comes on one of its own, which has no other direction.
+            // An answer too large for the shared stream comes on one of its own. Its other direction, ours, carries nothing.
             if owner.is_some() {
                 return Err(SessionError::MisplacedMessage {
                     kind: message.kind,
                     stream: id,
                 });
             }
-            if let Some(stream) = self.stream_mut(id) {
-                stream.send.ended = true;
-                stream.send.finished = true;
-            }
+            self.reset_sending(id, ErrorCode::OK);
             self.close_stream_if_done(id);
             return match self.local_call(message.request_id) {
                 Some(key) => self.finish_unary(key, message),
@@ -542,11 +598,20 @@ impl Session {
             call.recv_ended = true;
         }
         call.inbox.push_back(received);
-        if !call.signalled {
+        self.signal_readable(key);
+        self.uncount_if_over(key);
+    }
+
+    /// Tells the application once that there is something to read, as soon as it knows the call.
+    pub(super) fn signal_readable(&mut self, key: CallKey) {
+        if let Some(call) = self.call_mut(key)
+            && call.announced
+            && !call.signalled
+            && !call.inbox.is_empty()
+        {
             call.signalled = true;
             self.events.push_back(Event::Readable(key));
         }
-        self.uncount_if_over(key);
     }
 
     fn on_credit(&mut self, now: Timestamp, id: StreamId, limit: u64) -> Result<(), SessionError> {
@@ -554,11 +619,8 @@ impl Session {
             if limit <= self.send_window.limit {
                 return self.charge_control(now);
             }
-            let was_dry = self.send_window.credit() == 0;
             self.send_window.limit = limit;
-            if was_dry {
-                self.dirty = u32::MAX;
-            }
+            self.unpark();
             return Ok(());
         }
         let highest = self
@@ -597,29 +659,56 @@ impl Session {
                 stream: id,
             });
         }
-        self.charge_control(now)?;
+        let free = self
+            .stream_mut(id)
+            .is_some_and(|stream| core::mem::take(&mut stream.free_reset));
+        if !free {
+            self.charge_control(now)?;
+        }
+        self.end_by_peer(id, code, "the peer reset the stream");
+        Ok(())
+    }
+
+    /// The peer's direction of a stream is over, without an end.
+    fn end_by_peer(&mut self, id: StreamId, code: ErrorCode, text: &'static str) {
         let Some(stream) = self
             .stream_mut(id)
             .filter(|stream| stream.open && !stream.recv.ended)
         else {
-            return Ok(()); // it crossed our own end
+            return; // it crossed our own end
         };
         stream.recv.ended = true;
         let owner = stream.call;
+        let answered = stream
+            .recv
+            .assembly
+            .as_ref()
+            .and_then(|assembly| assembly.answers());
         self.drop_assembly(id);
-        if let Some(key) = owner {
-            let local = self.call_ref(key).map(|call| (call.local, call.streams));
-            let record = ErrorRecord::new(code, Text::from("the peer reset the stream"));
-            match local {
+        let code = if code == ErrorCode::OK {
+            ErrorCode::UNKNOWN // an error record has a code
+        } else {
+            code
+        };
+        let record = ErrorRecord::new(code, Text::from_static(text));
+        match owner {
+            Some(key) => match self.call_ref(key).map(|call| (call.local, call.streams)) {
                 Some((true, true)) => self.deliver(key, Received::End(Some(record))),
                 Some((true, false)) => self.finish_unary_error(key, record),
                 // A caller that abandons its direction has given up the call.
-                Some((false, _)) => self.cancel_peer_call(now, key, code, false),
+                Some((false, _)) => self.cancel_peer_call(key, code),
                 None => {}
+            },
+            None if self.is_peers(id) => {
+                // A request or an answer that never became whole.
+                self.reset_sending(id, ErrorCode::CANCELLED);
+                if let Some(key) = answered.and_then(|id| self.local_call(id)) {
+                    self.finish_unary_error(key, record);
+                }
             }
+            None => {}
         }
         self.close_stream_if_done(id);
-        Ok(())
     }
 
     fn on_stop(
@@ -634,7 +723,12 @@ impl Session {
                 stream: id,
             });
         }
-        self.charge_control(now)?;
+        let free = self
+            .stream_mut(id)
+            .is_some_and(|stream| core::mem::take(&mut stream.free_stop));
+        if !free {
+            self.charge_control(now)?;
+        }
         let Some(stream) = self
             .stream_mut(id)
             .filter(|stream| stream.open && !stream.send.ended)
@@ -642,41 +736,63 @@ impl Session {
             return Ok(()); // it crossed our own end
         };
         let owner = stream.call;
-        self.reset_sending(id, code);
-        if let Some(key) = owner {
-            match self.call_ref(key).map(|call| call.local) {
-                Some(true) => {
-                    if let Some(call) = self.call_mut(key) {
-                        call.stopped = Some(code);
-                        if core::mem::take(&mut call.wants_writable) {
-                            self.events.push_back(Event::Writable(key));
-                        }
-                    }
-                }
-                // The caller does not want the answer any more.
-                Some(false) => self.cancel_peer_call(now, key, code, false),
-                None => {}
+        match owner.and_then(|key| Some((key, self.call_ref(key)?.local))) {
+            Some((key, true)) => {
+                self.reset_sending(id, code);
+                self.stop_sender(key, code);
             }
+            // The caller does not want the answer any more.
+            Some((key, false)) => self.cancel_peer_call(key, code),
+            None if self.is_peers(id) => self.abandon(id, code),
+            None => self.reset_sending(id, code),
         }
         self.close_stream_if_done(id);
         Ok(())
     }
 
-    /// Ends both directions of a stream of the peer's without closing the session.
-    pub(super) fn refuse_stream(&mut self, id: StreamId, code: ErrorCode) {
-        self.stop_receiving(id, code);
-        self.reset_sending(id, code);
-        if let Some(key) = self.stream_ref(id).and_then(|stream| stream.call)
-            && self.call_ref(key).is_some_and(|call| call.local)
-        {
-            let record = ErrorRecord::new(
-                code,
-                Text::from("more half-received bytes than this side holds"),
-            );
-            if self.call_ref(key).is_some_and(|call| call.streams) {
-                self.deliver(key, Received::End(Some(record)));
-            } else {
-                self.finish_unary_error(key, record);
+    /// Tells the application that a streaming call takes no more from it.
+    pub(super) fn stop_sender(&mut self, key: CallKey, code: ErrorCode) {
+        if let Some(call) = self.call_mut(key) {
+            call.stopped.get_or_insert(code);
+            if core::mem::take(&mut call.wants_writable) {
+                self.events.push_back(Event::Writable(key));
+            }
+        }
+    }
+
+    /// Too much is half-received: what this stream carries is refused.
+    fn give_way(&mut self, now: Timestamp, id: StreamId) {
+        const TEXT: &str = "more half-received bytes than this side holds";
+        let error = |code| ErrorRecord::new(code, Text::from_static(TEXT));
+        let (owner, answered) = self.stream_ref(id).map_or((None, None), |stream| {
+            let answered = stream.recv.assembly.as_ref().and_then(Assembly::answers);
+            (stream.call, answered)
+        });
+        // Only where nothing ran yet may the code say so (WIRE-65).
+        let code = if owner.is_none() && answered.is_none() {
+            ErrorCode::QUEUE_FULL
+        } else {
+            ErrorCode::RESOURCE_EXHAUSTED
+        };
+        match owner.and_then(|key| Some((key, self.call_ref(key)?.local))) {
+            Some((key, true)) => self.end_local(key, error(code)),
+            Some((key, false)) => {
+                let handed_out = self.call_ref(key).is_some_and(|call| call.announced);
+                if handed_out {
+                    self.events.push_back(Event::Cancelled(key, code));
+                }
+                let code = if handed_out {
+                    code
+                } else {
+                    ErrorCode::QUEUE_FULL
+                };
+                self.respond(now, key, Answer::Error(error(code)));
+            }
+            None => {
+                self.abandon(id, code);
+                if let Some(key) = answered.and_then(|id| self.local_call(id)) {
+                    self.finish_unary_error(key, error(code));
+                }
             }
         }
     }
@@ -714,7 +830,10 @@ impl Session {
     }
 
     fn local_call(&self, id: RequestId) -> Option<CallKey> {
-        let index = self.local_ids.get(id)?;
+        self.key_at(self.local_ids.get(id)?)
+    }
+
+    fn key_at(&self, index: u32) -> Option<CallKey> {
         let call = self.calls.get(usize::try_from(index).ok()?)?;
         Some(CallKey {
             index,

@@ -5,11 +5,20 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use remus_wire::{ErrorCode, Flags, FrameType, Message, MessageType, StreamId};
 
-use super::{DATAGRAMS_MAX, Session};
+use super::{CONTROL_QUEUED_MAX, DATAGRAMS_MAX, Session};
 use crate::SHARED_MESSAGE_MAX;
+use crate::call::CallKey;
 use crate::event::Event;
 use crate::lane::{LANE_READY_MAX, LaneId};
 use crate::stream::{Stream, queued};
+
+/// What a turn of a stream led to.
+enum Turn {
+    /// It has more to send and may.
+    More,
+    /// It has nothing to send, or waits for credit.
+    Done,
+}
 
 impl Session {
     /// The lanes that may have something to send since the last call, as bits; the driver then polls each.
@@ -19,7 +28,8 @@ impl Session {
 
     /// Moves what may leave on `lane` now to `out`: whole frames, about 64 KiB at most. False when there is nothing.
     ///
-    /// What was moved counts as sent. Call it again when `out` has been written.
+    /// What was moved counts as sent. Call it again when `out` has been written, until it returns false; and take the events that it
+    /// may cause.
     pub fn poll_transmit(&mut self, lane: LaneId, out: &mut VecDeque<Bytes>) -> bool {
         if lane == LaneId::ZERO {
             self.write_credits();
@@ -33,25 +43,30 @@ impl Session {
             return false;
         }
         entry.ready.take(out);
+        if !entry.turns.is_empty() {
+            self.dirty |= lane.bit();
+        }
         self.statistics.bytes_out = self
             .statistics
             .bytes_out
             .saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
-        if self.congested && !self.is_congested() {
-            self.congested = false;
-            self.events.push_back(Event::Uncongested);
-            self.wake_senders();
-        }
+        self.note_room();
+        self.finish_if_drained();
         true
     }
 
-    /// Tells every streaming call that waited for the session's queue.
-    fn wake_senders(&mut self) {
+    /// Says that there is room again, and tells every streaming call that waited for it.
+    fn note_room(&mut self) {
+        if !self.congested || self.is_congested() {
+            return;
+        }
+        self.congested = false;
+        self.events.push_back(Event::Uncongested);
         for (index, call) in &mut self.calls {
             if core::mem::take(&mut call.wants_writable)
                 && let Ok(index) = u32::try_from(index)
             {
-                self.events.push_back(Event::Writable(crate::CallKey {
+                self.events.push_back(Event::Writable(CallKey {
                     index,
                     serial: call.serial,
                 }));
@@ -75,11 +90,7 @@ impl Session {
     pub(super) fn emit(&mut self, id: StreamId, message: &Message, ends: bool) {
         let len = message.encoded_len();
         let shared = Stream::is_shared(id);
-        let session_credit = if shared {
-            u64::MAX
-        } else {
-            self.send_window.credit()
-        };
+        let session_credit = self.session_credit(id);
         let wide = u64::try_from(len).unwrap_or(u64::MAX);
         let Some(stream) = self.stream_mut(id) else {
             return;
@@ -89,8 +100,14 @@ impl Session {
         }
         stream.send.finished = ends;
         let lane_id = stream.lane;
-        let direct = stream.send.queue.is_empty()
-            && len <= SHARED_MESSAGE_MAX
+        // A shared stream has a queue for each class, so that priorities mean something there too.
+        let class = if shared {
+            message.priority.class()
+        } else {
+            stream.class
+        };
+        let direct = len <= SHARED_MESSAGE_MAX
+            && stream.send.is_idle()
             && stream.send.credit() >= wide
             && session_credit >= wide;
         let Some(lane) = self.lane_mut(lane_id) else {
@@ -103,6 +120,7 @@ impl Session {
             }
             if let Some(stream) = self.stream_mut(id) {
                 stream.send.offset = stream.send.offset.saturating_add(wide);
+                stream.send.known = true;
                 stream.send.ended = ends;
             }
             self.dirty |= lane_id.bit();
@@ -114,26 +132,61 @@ impl Session {
         let item = queued(message, ends);
         self.queued_bytes = self.queued_bytes.saturating_add(item.len());
         if let Some(stream) = self.stream_mut(id) {
-            stream.send.queued_bytes = stream.send.queued_bytes.saturating_add(item.len());
-            stream.send.queue.push_back(item);
+            stream.send.push(class, item);
         }
         self.schedule(id);
     }
 
+    /// What the session's credit leaves to a stream; the shared ones are exempt (decision 0003).
+    fn session_credit(&self, id: StreamId) -> u64 {
+        if Stream::is_shared(id) {
+            u64::MAX
+        } else {
+            self.send_window.credit()
+        }
+    }
+
     /// Puts a stream into its lane's turns if it has something to send and may.
     pub(super) fn schedule(&mut self, id: StreamId) {
+        let session_credit = self.session_credit(id);
         let Some(stream) = self.stream_mut(id) else {
             return;
         };
-        if stream.send.in_turns || stream.send.queue.is_empty() || stream.send.credit() == 0 {
+        if stream.send.credit() == 0 || stream.send.is_idle() {
             return;
         }
-        stream.send.in_turns = true;
-        let (lane_id, class) = (stream.lane, stream.class);
-        if let Some(lane) = self.lane_mut(lane_id) {
-            lane.turns.push(class, id);
+        if session_credit == 0 {
+            if !stream.send.parked {
+                stream.send.parked = true;
+                self.parked.push_back(id);
+            }
+            return;
+        }
+        let lane_id = stream.lane;
+        let index = usize::from(lane_id.0);
+        let (Some(Some(stream)), Some(lane)) = (
+            self.streams.get_mut(usize::from(id.0)),
+            self.lanes.get_mut(index),
+        ) else {
+            return;
+        };
+        for queue in stream.send.queues_mut() {
+            if !queue.in_turns && !queue.items.is_empty() {
+                queue.in_turns = true;
+                lane.turns.push(queue.class, id);
+            }
         }
         self.dirty |= lane_id.bit();
+    }
+
+    /// The session has credit again: whoever waited for it may take its turn.
+    pub(super) fn unpark(&mut self) {
+        for id in core::mem::take(&mut self.parked) {
+            if let Some(stream) = self.stream_mut(id) {
+                stream.send.parked = false;
+            }
+            self.schedule(id);
+        }
     }
 
     /// Fills the lane from the streams that wait for their turn.
@@ -148,54 +201,87 @@ impl Session {
             let Some((class, id)) = lane.turns.pop() else {
                 return;
             };
-            if !self.send_one(lane_id, class, id) {
-                return;
-            }
+            self.take_turn(lane_id, class, id);
         }
     }
 
-    /// One frame of one stream. False when the session as a whole is out of credit.
-    fn send_one(&mut self, lane_id: LaneId, class: u8, id: StreamId) -> bool {
-        let shared = Stream::is_shared(id);
-        let session_credit = if shared {
-            u64::MAX
-        } else {
-            self.send_window.credit()
-        };
+    /// One turn of a stream: frames of one unit together, so that many small messages get as much as one large.
+    fn take_turn(&mut self, lane_id: LaneId, class: u8, id: StreamId) {
         let unit = self.frame_unit(lane_id);
-        let Some(stream) = self.stream_mut(id) else {
-            return true;
-        };
-        let Some(item) = stream.send.queue.front() else {
-            stream.send.in_turns = false;
-            return true;
-        };
-        let remaining = item.len();
-        let want = remaining.min(unit);
-        let wide = u64::try_from(want).unwrap_or(u64::MAX);
-        // Wait for credit for the whole frame: the receiver grants by half windows, which are larger than any frame.
-        if stream.send.credit() < wide {
-            stream.send.in_turns = false;
-            return true;
+        let mut left = unit;
+        let mut turn = Turn::More;
+        while left > 0 && matches!(turn, Turn::More) {
+            turn = self.send_one(lane_id, class, id, unit, &mut left);
         }
-        if session_credit < wide {
+        let Some(stream) = self.stream_mut(id) else {
+            return;
+        };
+        let Some(queue) = stream.send.queue_mut(class) else {
+            return;
+        };
+        let more = matches!(turn, Turn::More) && !queue.items.is_empty();
+        queue.in_turns = more;
+        if more {
             if let Some(lane) = self.lane_mut(lane_id) {
                 lane.turns.push(class, id);
             }
-            return false;
+        } else {
+            // Parks it where the session's credit is what it lacks.
+            self.schedule(id);
         }
-        let whole = !item.started && want == remaining;
-        let kind = match (whole, want == remaining) {
-            (true, _) => FrameType::MESSAGE,
-            (false, true) => FrameType::LAST,
-            (false, false) => FrameType::PART,
+    }
+
+    /// One frame of at most `unit` bytes, if what is left of the turn has room for it.
+    fn send_one(
+        &mut self,
+        lane_id: LaneId,
+        class: u8,
+        id: StreamId,
+        unit: usize,
+        left: &mut usize,
+    ) -> Turn {
+        let shared = Stream::is_shared(id);
+        let session_credit = self.session_credit(id);
+        let Some(stream) = self.stream_mut(id) else {
+            return Turn::Done;
         };
-        let Some(mut item) = stream.send.queue.pop_front() else {
-            return true;
+        let credit =
+            usize::try_from(stream.send.credit().min(session_credit)).unwrap_or(usize::MAX);
+        // The rest of a message that has left in part goes first, whatever its class: nothing may come between its parts.
+        let cut = stream.send.cut;
+        let Some(item) = stream
+            .send
+            .queue_mut(cut.unwrap_or(class))
+            .and_then(|queue| queue.items.pop_front())
+        else {
+            return Turn::Done;
         };
+        let mut item = item;
+        let remaining = item.len();
+        let want = remaining.min(unit).min(credit);
+        // All credit is used, if need be for a short frame: a sender that waited for more would depend on how its peer grants.
+        if want == 0 || (want > *left && *left < unit) {
+            let turn = if want == 0 { Turn::Done } else { Turn::More };
+            if want > 0 {
+                *left = 0;
+            }
+            if let Some(queue) = stream.send.queue_mut(cut.unwrap_or(class)) {
+                queue.items.push_front(item);
+            }
+            return turn;
+        }
+        *left = left.saturating_sub(want);
+        let kind = match (cut.is_some(), want == remaining) {
+            (false, true) => FrameType::MESSAGE,
+            (true, true) => FrameType::LAST,
+            (_, false) => FrameType::PART,
+        };
+        let wide = u64::try_from(want).unwrap_or(u64::MAX);
         stream.send.offset = stream.send.offset.saturating_add(wide);
         stream.send.queued_bytes = stream.send.queued_bytes.saturating_sub(want);
+        stream.send.known = true;
         let room = stream.send.queued_bytes;
+        let owner = stream.call;
         self.queued_bytes = self.queued_bytes.saturating_sub(want);
         if !shared {
             self.send_window.offset = self.send_window.offset.saturating_add(wide);
@@ -205,25 +291,20 @@ impl Session {
                 .put_part(id, kind, &mut item.head, &mut item.payload, want);
             lane.turns.charge(class, want);
         }
-        let max_queued = self.config.max_stream_queued_bytes;
-        let Some(stream) = self.stream_mut(id) else {
-            return true;
-        };
         let ended = want == remaining && item.ends;
-        if want < remaining {
-            item.started = true;
-            stream.send.queue.push_front(item);
+        if let Some(stream) = self.stream_mut(id) {
+            if want < remaining {
+                let class = cut.unwrap_or(class);
+                stream.send.cut = Some(class);
+                if let Some(queue) = stream.send.queue_mut(class) {
+                    queue.items.push_front(item);
+                }
+            } else {
+                stream.send.cut = None;
+            }
+            stream.send.ended |= ended;
         }
-        if ended {
-            stream.send.ended = true;
-        }
-        let more = !stream.send.queue.is_empty();
-        stream.send.in_turns = more;
-        let owner = stream.call;
-        if more && let Some(lane) = self.lane_mut(lane_id) {
-            lane.turns.push(class, id);
-        }
-        if room < max_queued / 2
+        if room < self.config.max_stream_queued_bytes / 2
             && let Some(key) = owner
             && let Some(call) = self.call_mut(key)
             && core::mem::take(&mut call.wants_writable)
@@ -233,17 +314,12 @@ impl Session {
         if ended {
             self.close_stream_if_done(id);
         }
-        true
+        Turn::More
     }
 
     /// The largest frame payload on a lane: on lane 0, where others wait, 16 KiB; elsewhere what the peer takes.
     fn frame_unit(&self, lane: LaneId) -> usize {
-        let peer = usize::try_from(
-            self.peer_limits
-                .max_frame
-                .min(self.peer_limits.stream_window / 2),
-        )
-        .unwrap_or(usize::MAX);
+        let peer = usize::try_from(self.peer_limits.max_frame).unwrap_or(usize::MAX);
         if lane == LaneId::ZERO {
             peer.min(SHARED_MESSAGE_MAX)
         } else {
@@ -262,7 +338,16 @@ impl Session {
         if let Some(lane) = self.lane_mut(lane_id) {
             lane.ready.put_small(id, kind, fields);
         }
+        self.note_output(lane_id);
+    }
+
+    /// Something was put on a lane that needed no credit: notices when the peer does not read it.
+    pub(super) fn note_output(&mut self, lane_id: LaneId) {
         self.dirty |= lane_id.bit();
+        let waiting = self.lane_mut(lane_id).map_or(0, |lane| lane.ready.len());
+        if waiting > CONTROL_QUEUED_MAX {
+            self.overflow = Some(waiting);
+        }
     }
 
     fn write_credits(&mut self) {
@@ -297,14 +382,13 @@ impl Session {
         else {
             return;
         };
-        let dropped = stream.send.queued_bytes;
-        stream.send.queue.clear();
-        stream.send.queued_bytes = 0;
+        let dropped = stream.send.clear();
         stream.send.finished = true;
         stream.send.ended = true;
         let lane = stream.lane;
         self.queued_bytes = self.queued_bytes.saturating_sub(dropped);
         self.put_small(lane, id, FrameType::RESET, &code.0.to_be_bytes());
+        self.note_room();
     }
 
     /// Asks the peer to stop its direction, and drops what still comes.
@@ -329,6 +413,29 @@ impl Session {
         }
     }
 
+    /// Gives up both directions of a stream.
+    pub(super) fn abandon(&mut self, id: StreamId, code: ErrorCode) {
+        let Some(stream) = self.stream_mut(id).filter(|stream| stream.open) else {
+            return;
+        };
+        if !stream.send.known && !self.is_peers(id) {
+            // The peer has never heard of it, and would not answer: it ends here.
+            let Some(stream) = self.stream_mut(id) else {
+                return;
+            };
+            let dropped = stream.send.clear();
+            stream.send.finished = true;
+            stream.send.ended = true;
+            stream.recv.ended = true;
+            self.queued_bytes = self.queued_bytes.saturating_sub(dropped);
+            self.note_room();
+        } else {
+            self.stop_receiving(id, code);
+            self.reset_sending(id, code);
+        }
+        self.close_stream_if_done(id);
+    }
+
     /// Frees the stream ID when both directions have ended.
     pub(super) fn close_stream_if_done(&mut self, id: StreamId) {
         if Stream::is_shared(id) {
@@ -339,12 +446,15 @@ impl Session {
         };
         stream.open = false;
         stream.call = None;
-        stream.recv.lane = None;
-        let lane = stream.lane;
         self.open_streams = self.open_streams.saturating_sub(1);
-        if let Some(lane) = self.lane_mut(lane) {
-            lane.open_streams = lane.open_streams.saturating_sub(1);
+        if !self.is_peers(id) {
+            self.free_from = self.free_from.min(self.stream_number(id));
         }
+    }
+
+    /// A stream's number among those of its side, from 0; the shared ones do not count.
+    pub(super) fn stream_number(&self, id: StreamId) -> u32 {
+        u32::from(id.0.saturating_sub(3) / 2)
     }
 
     /// A message of ours, stamped.

@@ -3,6 +3,7 @@
 
 mod aioquic;
 mod h3;
+mod hostile;
 mod requests;
 mod sessions;
 mod support;

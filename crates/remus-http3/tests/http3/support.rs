@@ -101,7 +101,6 @@ pub(crate) fn impatient() -> remus_http3::ConfigBuilder {
 pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) address: SocketAddr,
-    pub(crate) endpoint: quinn::Endpoint,
     /// How each session ended.
     pub(crate) ended: mpsc::Receiver<Result<SessionClosed, Error>>,
     /// How each connection ended.
@@ -122,7 +121,7 @@ impl Node {
         let (ended_in, ended) = mpsc::channel(64);
         let (lost_in, lost) = mpsc::channel(64);
         let config = Arc::new(config);
-        let accepting = endpoint.clone();
+        let accepting = endpoint;
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
                 let (config, ended, lost) = (config.clone(), ended_in.clone(), lost_in.clone());
@@ -140,7 +139,6 @@ impl Node {
         Self {
             identity,
             address,
-            endpoint,
             ended,
             lost,
         }

@@ -278,7 +278,7 @@ pub trait Acceptor: Send + Sync + 'static {
     fn allows_origin(&self, origin: &str, authority: &str) -> bool;
 
     /// A session was opened.
-    fn opened(&self, connection: Connection);
+    fn opened(self: Arc<Self>, connection: Connection);
 
     /// A plain HTTP/3 request.
     fn http(&self, request: remus_http3::Request) -> Pin<Box<dyn Future<Output = ()> + Send>>;

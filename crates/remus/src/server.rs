@@ -1,0 +1,506 @@
+//! The answering side: sockets, sessions, and the way from a request to its handler.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use remus_security::{TlsConfigError, TlsPolicy, alpn, server_config};
+use remus_session::{Answer, Grant, SessionConfig};
+use remus_transport::quic::{self, EndpointError};
+use remus_transport::webtransport::{self, Acceptor, DEFAULT_PORT};
+use remus_transport::{Connection, Dispatch, Handler, PeerRequest};
+use remus_wire::{
+    AuthMethod, AuthenticationRecord, Capabilities, ErrorCode, ErrorRecord, Health, Load, Query,
+    QueryAnswer, ServiceId, ServiceRecord, ServiceVersion,
+};
+use rustls::server::ResolvesServerCert;
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::client::Client;
+use crate::message::{Body, Request};
+use crate::router::{BoxFuture, Router};
+use crate::stream::{Elements, pump};
+
+/// How long open calls may finish when a server stops, where nothing else is said.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+
+/// Decides who a client is.
+pub trait Authenticator: Send + Sync + 'static {
+    /// The client presents `record`: who it is, or why it may not come in.
+    fn authenticate(&self, record: AuthenticationRecord) -> BoxFuture<Result<Grant, Error>>;
+}
+
+/// Everybody may come in, unknown; a token is not looked at but refused, because nobody here could judge it.
+struct Anonymous;
+
+impl Authenticator for Anonymous {
+    fn authenticate(&self, record: AuthenticationRecord) -> BoxFuture<Result<Grant, Error>> {
+        let decision = if record.method == AuthMethod::NONE {
+            Ok(Grant::default())
+        } else {
+            Err(Error::unauthenticated(format!(
+                "authentication method {} is not offered here; connect without a token",
+                record.method.0
+            )))
+        };
+        Box::pin(std::future::ready(decision))
+    }
+}
+
+/// Answers plain HTTP/3 requests on the same port.
+type HttpHandler = Arc<dyn Fn(remus_http3::Request) -> BoxFuture<()> + Send + Sync>;
+
+/// Settings of a [`Server`].
+#[must_use = "nothing listens before bind"]
+pub struct ServerBuilder {
+    router: Router,
+    identity: Option<Arc<dyn ResolvesServerCert>>,
+    policy: TlsPolicy,
+    listen: SocketAddr,
+    shared_port: bool,
+    config: SessionConfig,
+    origins: Vec<String>,
+    authenticator: Arc<dyn Authenticator>,
+    http: Option<HttpHandler>,
+}
+
+/// Why a server could not listen.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// No certificate was given.
+    #[error("no identity was set: a server needs a certificate")]
+    NoIdentity,
+    /// A setting is outside its range.
+    #[error(transparent)]
+    Config(#[from] remus_session::ConfigError),
+    /// TLS cannot be configured.
+    #[error(transparent)]
+    Tls(#[from] TlsConfigError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address} (UDP): {source}")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// QUIC cannot be started.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+}
+
+impl ServerBuilder {
+    /// The certificate, usually a [`LiveIdentity`](crate::LiveIdentity), which can be renewed while the server runs.
+    pub fn identity(mut self, identity: Arc<dyn ResolvesServerCert>) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// Which key exchanges are spoken. Default: [`TlsPolicy::PreferPostQuantum`], for browsers' sake.
+    pub fn tls_policy(mut self, policy: TlsPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// The UDP address. Default `[::]:4433`: all addresses, IPv4 too. Port 0 takes any that is free.
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    /// Shares the port with other servers of this user (SO_REUSEPORT), one a thread: the kernel spreads connections over them.
+    pub fn shared_port(mut self) -> Self {
+        self.shared_port = true;
+        self
+    }
+
+    /// All settings of the sessions: limits, windows, timeouts.
+    pub fn session(mut self, change: impl FnOnce(&mut SessionConfig)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Lets pages of this origin, such as `https://app.example.org`, open sessions. Those of the server's own authority may.
+    pub fn allow_origin(mut self, origin: &str) -> Self {
+        self.origins.push(origin.to_owned());
+        self
+    }
+
+    /// Decides who may come in. Default: everybody, anonymously.
+    pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
+        self.authenticator = Arc::new(authenticator);
+        self
+    }
+
+    /// Answers plain HTTP/3 requests. Without it they get 404.
+    pub fn http(
+        mut self,
+        handler: impl Fn(remus_http3::Request) -> BoxFuture<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.http = Some(Arc::new(handler));
+        self
+    }
+
+    /// Opens the socket, on the tokio runtime in which it is called. Connections wait until [`Server::serve`].
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`].
+    pub fn bind(self) -> Result<Server, BindError> {
+        let identity = self.identity.ok_or(BindError::NoIdentity)?;
+        self.config.validate()?;
+        let tls = server_config(self.policy, identity, alpn::QUIC)?;
+        let address = self.listen;
+        let socket = quic::bind(address, self.shared_port)
+            .map_err(|source| BindError::Address { address, source })?;
+        let endpoint = quic::server_endpoint(socket, tls)?;
+        let address = endpoint
+            .local_addr()
+            .map_err(|source| BindError::Address { address, source })?;
+        let gate = Gate {
+            config: self.config,
+            dispatcher: Arc::new(Dispatcher {
+                router: self.router,
+                authenticator: self.authenticator,
+                sessions: AtomicU32::new(0),
+            }),
+            origins: self.origins,
+            http: self.http,
+            connections: Mutex::new(HashMap::new()),
+            next: AtomicU32::new(0),
+        };
+        Ok(Server {
+            endpoint,
+            address,
+            gate: Arc::new(gate),
+        })
+    }
+}
+
+impl std::fmt::Debug for ServerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerBuilder")
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Serves a router on one UDP port. Its connections and handlers run on the tokio runtime on which it was bound.
+pub struct Server {
+    endpoint: quinn::Endpoint,
+    address: SocketAddr,
+    gate: Arc<Gate>,
+}
+
+impl Server {
+    /// Starts the settings of a server.
+    pub fn builder(router: Router) -> ServerBuilder {
+        ServerBuilder {
+            router,
+            identity: None,
+            policy: TlsPolicy::PreferPostQuantum,
+            listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)),
+            shared_port: false,
+            config: SessionConfig::acceptor(),
+            origins: Vec::new(),
+            authenticator: Arc::new(Anonymous),
+            http: None,
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Looks at the sessions that are open, from any thread, also while it serves.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        Connections(Arc::clone(&self.gate))
+    }
+
+    /// Serves until `stop` completes, then lets accepted calls finish within [`DEFAULT_GRACE`].
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
+        self.serve_with_grace(stop, DEFAULT_GRACE).await;
+    }
+
+    /// Serves until `stop` completes. Then refuses what is new as retryable, ends subscriptions, lets accepted calls finish
+    /// within `grace`, and returns when the last connection has ended.
+    pub async fn serve_with_grace(self, stop: impl Future<Output = ()>, grace: Duration) {
+        let stopping = CancellationToken::new();
+        let gate: Arc<dyn Acceptor> = Arc::clone(&self.gate) as Arc<dyn Acceptor>;
+        let serving = webtransport::serve(self.endpoint.clone(), gate, stopping.clone());
+        tokio::pin!(serving);
+        tokio::select! {
+            () = &mut serving => return,
+            () = stop => {}
+        }
+        if let Some(broker) = self.gate.dispatcher.router.broker() {
+            broker.close("the server is shutting down");
+        }
+        let open = self.connections().list();
+        for connection in &open {
+            connection.shut_down(ErrorCode::OK, "the server is shutting down", "", grace);
+        }
+        let ended = async {
+            for connection in &open {
+                connection.finished().await;
+            }
+        };
+        // Accepting goes on meanwhile, so that what arrives now hears "shutting down" instead of nothing.
+        tokio::select! {
+            () = &mut serving => {}
+            _ = tokio::time::timeout(grace + remus_transport::LINGER_MAX, ended) => {}
+        }
+        stopping.cancel();
+        self.endpoint
+            .close(0_u32.into(), b"the server has shut down");
+        serving.await;
+        // A peer that never acknowledges cannot hold the process.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The sessions that a server has open.
+#[derive(Clone)]
+pub struct Connections(Arc<Gate>);
+
+impl Connections {
+    /// All of them, in no order.
+    #[must_use]
+    pub fn list(&self) -> Vec<Connection> {
+        self.0
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+}
+
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.list()).finish()
+    }
+}
+
+/// What comes to the port goes through here.
+struct Gate {
+    config: SessionConfig,
+    dispatcher: Arc<Dispatcher>,
+    origins: Vec<String>,
+    http: Option<HttpHandler>,
+    connections: Mutex<HashMap<u32, Connection>>,
+    next: AtomicU32,
+}
+
+impl Acceptor for Gate {
+    fn session_config(&self) -> SessionConfig {
+        self.config.clone()
+    }
+
+    fn handler(&self) -> Arc<dyn Handler> {
+        Arc::clone(&self.dispatcher) as Arc<dyn Handler>
+    }
+
+    fn allows_origin(&self, origin: &str, authority: &str) -> bool {
+        let own = origin
+            .strip_prefix("https://")
+            .is_some_and(|host| host.eq_ignore_ascii_case(authority));
+        own || self
+            .origins
+            .iter()
+            .any(|allowed| allowed.eq_ignore_ascii_case(origin))
+    }
+
+    fn opened(self: Arc<Self>, connection: Connection) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, connection.clone());
+        // Ends with the connection, which always ends: by its peer, by silence, or by the server's end.
+        tokio::spawn(async move {
+            connection.closed().await;
+            self.connections
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&number);
+        });
+    }
+
+    fn http(&self, request: remus_http3::Request) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        if let Some(handler) = &self.http {
+            return handler(request);
+        }
+        Box::pin(async move {
+            let head = http::Response::builder()
+                .status(http::StatusCode::NOT_FOUND)
+                .body(())
+                .unwrap_or_default();
+            if let Ok(mut body) = request.respond(head).await {
+                let _ = body.finish().await;
+            }
+        })
+    }
+}
+
+/// From a request to its handler.
+pub(crate) struct Dispatcher {
+    router: Router,
+    authenticator: Arc<dyn Authenticator>,
+    sessions: AtomicU32,
+}
+
+impl Dispatcher {
+    /// For a client's side, where the acceptor has nothing to prove inside the session: TLS did.
+    pub(crate) fn open(router: Router) -> Self {
+        Self {
+            router,
+            authenticator: Arc::new(Anonymous),
+            sessions: AtomicU32::new(0),
+        }
+    }
+}
+
+impl Handler for Dispatcher {
+    fn authenticate(
+        &self,
+        _: &Connection,
+        record: AuthenticationRecord,
+    ) -> Pin<Box<dyn Future<Output = Result<Grant, ErrorRecord>> + Send>> {
+        let number = self
+            .sessions
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(1);
+        let deciding = self.authenticator.authenticate(record);
+        Box::pin(async move {
+            let mut grant = deciding.await.map_err(Error::into_record)?;
+            grant.session = number;
+            Ok(grant)
+        })
+    }
+
+    fn directory(&self, query: &Query) -> QueryAnswer {
+        let limit = match query.max_answers {
+            0 => usize::MAX,
+            limit => usize::try_from(limit).unwrap_or(usize::MAX),
+        };
+        let records = self
+            .router
+            .services()
+            .iter()
+            .filter(|service| query.service == ServiceId::NONE || query.service.0 == service.id)
+            .take(limit.min(remus_wire::MAX_ANSWERS as usize))
+            .map(|service| ServiceRecord {
+                service: ServiceId(service.id),
+                version: ServiceVersion::default(),
+                capabilities: Capabilities::default(),
+                health: Health::default(),
+                load: Load::default(),
+                endpoints: Vec::new(),
+            })
+            .collect();
+        QueryAnswer { records }
+    }
+
+    fn request(&self, connection: &Connection, incoming: PeerRequest) -> Dispatch {
+        let routing = incoming.message.routing.clone();
+        let Some(found) = self.router.find(routing.service, routing.method) else {
+            return refuse(self.router.unknown(routing.service, routing.method));
+        };
+        let streams = found.kind.request_streams() || found.kind.answer_streams();
+        if streams && incoming.stream.is_none() {
+            return refuse(Error::failed_precondition(format!(
+                "`{}` streams; call it on a stream of its own",
+                found.name
+            )));
+        }
+        if incoming.streams && !found.kind.request_streams() {
+            return refuse(Error::failed_precondition(format!(
+                "`{}` takes one request, not a stream",
+                found.name
+            )));
+        }
+        let message = incoming.message;
+        let (sender, receiver) = incoming.stream.unzip();
+        let body = match receiver {
+            Some(receiver) if found.kind.request_streams() => Body::stream(Elements(receiver)),
+            _ => Body::Single(message.payload),
+        };
+        let request = Request {
+            service: routing.service,
+            method: routing.method,
+            name: String::from(&**found.name).into(),
+            routing,
+            metadata: message.context.into(),
+            flags: message.flags,
+            priority: message.priority,
+            deadline: incoming.deadline,
+            peer: Some(Client::fixed(connection.clone())),
+            answered: incoming.answered,
+            body,
+        };
+        let answering = found.route.handle(request);
+        let answer_streams = found.kind.answer_streams();
+        Dispatch::Later(Box::pin(async move {
+            match (answering.await, sender) {
+                (Ok(response), Some(mut sender)) if answer_streams => {
+                    let elements = match response.body {
+                        Body::Stream(elements) => elements,
+                        Body::Single(bytes) => Box::pin(OneElement(Some(bytes.into()))),
+                        Body::Empty => Box::pin(OneElement(None)),
+                    };
+                    pump(elements, response.metadata, &mut sender).await;
+                    None
+                }
+                (Ok(response), _) => Some(match response.body.into_single() {
+                    Ok(payload) => Answer::Reply {
+                        payload,
+                        context: response.metadata.into_context(),
+                        flags: response.flags,
+                    },
+                    Err(error) => Answer::Error(error.into_record()),
+                }),
+                (Err(error), Some(mut sender)) if answer_streams => {
+                    sender.finish(Some(error.into_record()));
+                    None
+                }
+                (Err(error), _) => Some(Answer::Error(error.into_record())),
+            }
+        }))
+    }
+}
+
+fn refuse(error: Error) -> Dispatch {
+    Dispatch::Ready(Answer::Error(error.into_record()))
+}
+
+struct OneElement(Option<crate::Element>);
+
+impl futures_core::Stream for OneElement {
+    type Item = Result<crate::Element, Error>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        std::task::Poll::Ready(self.0.take().map(Ok))
+    }
+}

@@ -255,10 +255,11 @@ async fn a_deadline_ends_the_call_on_both_sides() {
     let (started, mut handlers) = mpsc::channel(8);
     let host = Host::start(Router::new().service(hanging(started))).await;
     let client = host.client().await;
+    let nothing = Bytes::new();
     let call = client
         .method("test.v1.Hang/Hang")
         .timeout(Duration::from_millis(100))
-        .unary::<Bytes, Bytes>(Raw, &Bytes::new());
+        .unary::<Bytes, Bytes>(Raw, &nothing);
     let (result, dropped) = tokio::join!(call, handlers.recv());
     assert_eq!(result.unwrap_err().code(), ErrorCode::DEADLINE_EXCEEDED);
     dropped.unwrap().await.expect("the handler was dropped");

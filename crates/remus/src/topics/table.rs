@@ -183,7 +183,7 @@ mod tests {
                         if rng.chance(1, 4) {
                             "*"
                         } else {
-                            *rng.pick(&tokens)
+                            *rng.pick(&tokens).unwrap()
                         }
                     })
                     .collect();
@@ -196,7 +196,7 @@ mod tests {
             }
             for _ in 0..40 {
                 let topic = (0..=rng.below(5))
-                    .map(|_| *rng.pick(&tokens))
+                    .map(|_| *rng.pick(&tokens).unwrap())
                     .collect::<Vec<_>>()
                     .join(".");
                 let mut found = Vec::new();

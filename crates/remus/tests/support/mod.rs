@@ -1,5 +1,7 @@
 //! A real server and client on loopback.
 
+#![allow(unreachable_pub, dead_code, reason = "each test file uses a part of it")]
+
 use std::sync::Arc;
 
 use remus::{Client, LocalCa, Router, Server, Trust};

@@ -14,7 +14,7 @@ pub(crate) const CHOSEN: HeaderName = HeaderName::from_static("wt-protocol");
 /// A client offers the versions it speaks, which are a handful.
 pub(crate) const MAX_OFFERED: usize = 32;
 
-/// The protocols that `headers` offer, best first, at most [`MAX_OFFERED`].
+/// The protocols that `headers` offer, best first, at most 32.
 ///
 /// A field that is not a list of strings counts as absent, as the draft demands.
 #[must_use]

@@ -23,7 +23,7 @@ pub(crate) const fn encoded_len(value: u64) -> usize {
 
 /// Appends `value` in its shortest form.
 ///
-/// A value above [`MAX`] has no encoding; it is a bug of the caller, and is written as [`MAX`].
+/// A value above 2^62 - 1 has no encoding; it is a bug of the caller, and is written as 2^62 - 1.
 pub fn encode(value: u64, out: &mut impl BufMut) {
     debug_assert!(value <= MAX, "{value} has no varint encoding");
     let value = value.min(MAX);

@@ -73,6 +73,8 @@ codes! {
     QPACK_DECODER_STREAM_ERROR = 0x202, "QPACK_DECODER_STREAM_ERROR";
     /// A stream of a session that was not known, and for which no buffer was left.
     WT_BUFFERED_STREAM_REJECTED = 0x3994_bd84, "WT_BUFFERED_STREAM_REJECTED";
+    /// The peers agree on no application protocol for a session.
+    WT_ALPN_ERROR = 0x0817_b3dd, "WT_ALPN_ERROR";
     /// The session of this stream is closed.
     WT_SESSION_GONE = 0x170d_7b68, "WT_SESSION_GONE";
 }

@@ -20,8 +20,8 @@ pub struct Config {
     pub(crate) max_undecided_streams: usize,
     pub(crate) max_session_streams: usize,
     pub(crate) max_early_streams: usize,
-    pub(crate) max_early_datagrams: usize,
-    pub(crate) max_session_datagrams: usize,
+    pub(crate) max_early_datagram_bytes: usize,
+    pub(crate) max_session_datagram_bytes: usize,
     pub(crate) max_capsule_bytes: u64,
     pub(crate) max_peer_faults: u32,
     pub(crate) settings_timeout: Duration,
@@ -74,8 +74,8 @@ impl Default for ConfigBuilder {
                 max_undecided_streams: 64,
                 max_session_streams: 256,
                 max_early_streams: 64,
-                max_early_datagrams: 64,
-                max_session_datagrams: 1024,
+                max_early_datagram_bytes: 64 << 10,
+                max_session_datagram_bytes: 1 << 20,
                 max_capsule_bytes: 64 << 10,
                 max_peer_faults: 200,
                 settings_timeout: Duration::from_secs(10),
@@ -154,21 +154,24 @@ impl ConfigBuilder {
         self
     }
 
-    /// Datagrams that arrived before the request for their session and wait for it.
+    /// Memory for datagrams that arrived before the request for their session and wait for it, in
+    /// bytes; each counts 64 beyond its payload.
     ///
-    /// Default 64, range 0 to 65,536. One more displaces the oldest.
+    /// Default 64 KiB, range 0 to 64 MiB, for the connection. One more displaces the oldest.
     #[must_use]
-    pub fn max_early_datagrams(mut self, value: usize) -> Self {
-        self.config.max_early_datagrams = value;
+    pub fn max_early_datagram_bytes(mut self, value: usize) -> Self {
+        self.config.max_early_datagram_bytes = value;
         self
     }
 
-    /// Datagrams that wait for a session's application to read them.
+    /// Memory for datagrams that wait for a session's application to read them, in bytes; each counts
+    /// 64 beyond its payload.
     ///
-    /// Default 1024, range 1 to 1,048,576. One more displaces the oldest, as the newest says most.
+    /// Default 1 MiB, range 1 KiB to 64 MiB, for each session. One more displaces the oldest, as the
+    /// newest says most.
     #[must_use]
-    pub fn max_session_datagrams(mut self, value: usize) -> Self {
-        self.config.max_session_datagrams = value;
+    pub fn max_session_datagram_bytes(mut self, value: usize) -> Self {
+        self.config.max_session_datagram_bytes = value;
         self
     }
 
@@ -182,8 +185,8 @@ impl ConfigBuilder {
         self
     }
 
-    /// Useless work that a peer may cause at once: streams refused or malformed, frames and capsules
-    /// that mean nothing.
+    /// Useless work that a peer may cause at once: streams refused or malformed, requests taken back,
+    /// frames and capsules that mean nothing.
     ///
     /// Default 200, range 1 to 1,000,000. A quarter of it grows back each second; a peer that uses it
     /// up loses the connection with `H3_EXCESSIVE_LOAD`.
@@ -254,16 +257,16 @@ impl ConfigBuilder {
             ),
             ("max_early_streams", count(c.max_early_streams), 0, 1 << 16),
             (
-                "max_early_datagrams",
-                count(c.max_early_datagrams),
+                "max_early_datagram_bytes",
+                count(c.max_early_datagram_bytes),
                 0,
-                1 << 16,
+                64 << 20,
             ),
             (
-                "max_session_datagrams",
-                count(c.max_session_datagrams),
-                1,
-                1 << 20,
+                "max_session_datagram_bytes",
+                count(c.max_session_datagram_bytes),
+                1 << 10,
+                64 << 20,
             ),
             ("max_capsule_bytes", c.max_capsule_bytes, 1028, 1 << 20),
             (

@@ -11,6 +11,7 @@ use std::sync::{
 use bytes::{Bytes, BytesMut};
 use http::{Method, Response};
 use tokio::{sync::Notify, time::Instant};
+use tracing::Instrument;
 
 use crate::{
     Code,
@@ -109,6 +110,7 @@ pub(crate) enum Raw {
         head: http::Request<()>,
         session: Arc<SessionShared>,
         send: quinn::SendStream,
+        is_early_data: bool,
     },
 }
 
@@ -274,7 +276,7 @@ impl Connection {
             routing: Mutex::new(Routing::new(
                 is_server,
                 config.max_early_streams,
-                config.max_early_datagrams,
+                config.max_early_datagram_bytes,
             )),
             budget: Mutex::new(Budget::new(config.max_peer_faults, now)),
             incoming: Queue::new(config.max_incoming),
@@ -289,7 +291,13 @@ impl Connection {
             quic,
             config,
         });
-        tokio::spawn(Driver::new(shared.clone(), control, now).run());
+        let peer = shared.quic.remote_address();
+        let span = tracing::debug_span!("http3", %peer, is_server);
+        tokio::spawn(
+            Driver::new(shared.clone(), control, now)
+                .run()
+                .instrument(span),
+        );
         Ok(Self {
             handle: Arc::new(Handle { shared }),
         })
@@ -313,7 +321,9 @@ impl Connection {
                 head,
                 session,
                 send,
+                is_early_data,
             } => Incoming::Session(SessionRequest {
+                is_early_data,
                 protocols: protocols::offered(head.headers()),
                 head,
                 session,
@@ -392,7 +402,7 @@ impl Connection {
         };
         let decoder = MessageDecoder::new(Peer::Server, shared.config.max_field_section_bytes);
         let control = Control::new(shared.clone(), session.clone(), Reader::new(recv), decoder)
-            .with_request(send, encoded.get(written..).unwrap_or_default());
+            .with_request(send, encoded.get(written..).unwrap_or_default(), protocols);
         shared.run_session(control);
         Ok(Session::new(session, self.clone()))
     }
@@ -467,6 +477,13 @@ impl Connection {
             self.handle.shared.fail(fault);
             Error::Peer(fault)
         })
+    }
+
+    /// Notes that the peer gave up on a message, which is useless work on a server.
+    pub(crate) fn request_cancelled(&self) {
+        if self.handle.shared.is_server {
+            drop(self.charge()); // an error has ended the connection already
+        }
     }
 
     /// Acts on a fault in a message that the application reads.

@@ -185,7 +185,9 @@ impl Driver {
             self.take_orders();
             let shared = self.shared.clone();
             if shared.is_abandoned.load(Ordering::Acquire) {
-                drop(shared.incoming.close());
+                for raw in shared.incoming.close() {
+                    raw.refuse();
+                }
                 // Their last owners closed them; the peer is being told.
                 if lock(&shared.routing).len() == 0 {
                     return Ok(());
@@ -369,10 +371,11 @@ impl Driver {
                     Err(early) => self.refuse_early(early),
                 }
             }
+            // No fault: what was on its way when a session ended comes here.
             Route::Gone => {
                 drop(routing);
                 refuse(send, reader, Code::WT_SESSION_GONE);
-                self.shared.charge()
+                Ok(())
             }
         }
     }
@@ -460,6 +463,7 @@ impl Driver {
             head,
             session: session.clone(),
             send,
+            is_early_data: reader.recv.is_0rtt(),
         };
         if let Err(raw) = shared.incoming.push(raw) {
             raw.refuse();

@@ -102,6 +102,14 @@ impl Request {
         &mut self.body
     }
 
+    /// Whether the request came in 0-RTT data, which an attacker can send again.
+    ///
+    /// Never, unless the server's TLS configuration allows early data.
+    #[must_use]
+    pub fn is_early_data(&self) -> bool {
+        self.body.reader.recv.is_0rtt()
+    }
+
     /// The client's current address.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
@@ -183,6 +191,8 @@ pub struct SendBody {
     /// Drops data, as the answer to HEAD has none.
     discards: bool,
     is_finished: bool,
+    /// The peer stopped the message, and that was counted.
+    is_stopped: bool,
     /// The code of the reset when this is dropped.
     abandon: Code,
     _permit: Option<Arc<Permit>>,
@@ -201,6 +211,7 @@ impl SendBody {
             unsent: [Bytes::new(), Bytes::new()],
             discards: false,
             is_finished: false,
+            is_stopped: false,
             abandon,
             _permit: permit,
         }
@@ -211,7 +222,14 @@ impl SendBody {
         while self.unsent.iter().any(|part| !part.is_empty()) {
             let skip = usize::from(self.unsent.first().is_some_and(Bytes::is_empty));
             let parts = self.unsent.get_mut(skip..).unwrap_or_default();
-            ready!(pin!(self.send.write_chunks(parts)).poll(cx))?;
+            let written = ready!(pin!(self.send.write_chunks(parts)).poll(cx));
+            if let Err(error) = written {
+                let is_stop = matches!(error, quinn::WriteError::Stopped(_));
+                if is_stop && !std::mem::replace(&mut self.is_stopped, true) {
+                    self.connection.request_cancelled();
+                }
+                return Poll::Ready(Err(error.into()));
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -367,9 +385,13 @@ impl RecvBody {
             Ok(None) => self.phase = BodyPhase::Ended,
             Err(error) => {
                 self.phase = BodyPhase::Failed(error.clone());
-                if let Error::Peer(fault) = error {
-                    self.reader.stop(fault.code);
-                    self.connection.report(*fault);
+                match error {
+                    Error::Peer(fault) => {
+                        self.reader.stop(fault.code);
+                        self.connection.report(*fault);
+                    }
+                    Error::Reset(_) => self.connection.request_cancelled(),
+                    _ => {}
                 }
             }
         }

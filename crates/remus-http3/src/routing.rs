@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::{reader::Reader, session::SessionShared};
+use crate::{queue::Datagrams, reader::Reader, session::SessionShared};
 
 /// Where a stream or datagram goes.
 pub(crate) enum Route {
@@ -42,16 +42,15 @@ pub(crate) struct Routing {
     next_bi: u64,
     undecided: BTreeSet<u64>,
     early_streams: VecDeque<EarlyStream>,
-    early_datagrams: VecDeque<(u64, Bytes)>,
+    early_datagrams: Datagrams<u64>,
     max_early_streams: usize,
-    max_early_datagrams: usize,
 }
 
 impl Routing {
     pub(crate) fn new(
         is_server: bool,
         max_early_streams: usize,
-        max_early_datagrams: usize,
+        max_early_datagram_bytes: usize,
     ) -> Self {
         Self {
             is_server,
@@ -59,9 +58,8 @@ impl Routing {
             next_bi: 0,
             undecided: BTreeSet::new(),
             early_streams: VecDeque::new(),
-            early_datagrams: VecDeque::new(),
+            early_datagrams: Datagrams::new(max_early_datagram_bytes),
             max_early_streams,
-            max_early_datagrams,
         }
     }
 
@@ -79,7 +77,7 @@ impl Routing {
     /// Notes that stream `id` is no session; what waited for it.
     pub(crate) fn decided(&mut self, id: u64) -> Vec<EarlyStream> {
         self.undecided.remove(&id);
-        self.early_datagrams.retain(|(session, _)| *session != id);
+        drop(self.early_datagrams.take(id));
         self.take_early_streams(id)
     }
 
@@ -88,14 +86,7 @@ impl Routing {
         let id = session.id;
         self.undecided.remove(&id);
         self.sessions.insert(id, session.clone());
-        let mut datagrams = Vec::new();
-        self.early_datagrams.retain(|(session, payload)| {
-            if *session == id {
-                datagrams.push(payload.clone());
-            }
-            *session != id
-        });
-        (self.take_early_streams(id), datagrams)
+        (self.take_early_streams(id), self.early_datagrams.take(id))
     }
 
     fn take_early_streams(&mut self, id: u64) -> Vec<EarlyStream> {
@@ -144,13 +135,7 @@ impl Routing {
 
     /// Keeps a datagram until its session comes; without room, the oldest is lost.
     pub(crate) fn keep_datagram(&mut self, id: u64, payload: Bytes) {
-        if self.max_early_datagrams == 0 {
-            return;
-        }
-        if self.early_datagrams.len() >= self.max_early_datagrams {
-            self.early_datagrams.pop_front();
-        }
-        self.early_datagrams.push_back((id, payload));
+        self.early_datagrams.push(id, payload);
     }
 
     /// When the oldest early stream has waited long enough.

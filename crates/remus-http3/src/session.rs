@@ -24,7 +24,7 @@ use crate::{
     frame, head,
     message::{MessageDecoder, MessageError, MessageEvent},
     protocols, qpack,
-    queue::{Queue, lock},
+    queue::{Datagrams, Queue, lock},
     reader::{self, Reader},
     stream::{RecvHalf, RecvStream, SendHalf, SendStream},
     varint,
@@ -105,7 +105,8 @@ pub(crate) struct SessionShared {
     work: Notify,
     bi: Queue<(SendStream, RecvStream)>,
     uni: Queue<RecvStream>,
-    datagrams: Queue<Bytes>,
+    datagrams: Mutex<Datagrams<()>>,
+    datagram_ready: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -143,7 +144,8 @@ impl SessionShared {
             work: Notify::new(),
             bi: Queue::new(config.max_session_streams),
             uni: Queue::new(config.max_session_streams),
-            datagrams: Queue::new(config.max_session_datagrams),
+            datagrams: Mutex::new(Datagrams::new(config.max_session_datagram_bytes)),
+            datagram_ready: Notify::new(),
         })
     }
 
@@ -194,7 +196,8 @@ impl SessionShared {
         }
         drop(self.bi.close());
         drop(self.uni.close());
-        drop(self.datagrams.close());
+        lock(&self.datagrams).clear();
+        self.datagram_ready.notify_waiters();
         self.changed.notify_waiters();
         self.work.notify_one();
     }
@@ -310,7 +313,8 @@ impl SessionShared {
 
     /// Gives the session a datagram; without room, the oldest is lost.
     pub(crate) fn deliver_datagram(&self, payload: Bytes) {
-        drop(self.datagrams.push_displacing(payload));
+        lock(&self.datagrams).push((), payload);
+        self.datagram_ready.notify_one();
     }
 
     fn take_orders(&self) -> Orders {
@@ -575,8 +579,17 @@ impl Session {
     ///
     /// Cancel safe: a datagram is only taken by the poll that returns it.
     pub async fn read_datagram(&self) -> Result<Bytes, Error> {
-        let datagram = self.shared().datagrams.pop().await;
-        datagram.ok_or_else(|| self.end_error())
+        let session = self.shared();
+        loop {
+            let ready = session.datagram_ready.notified();
+            if let Some(error) = session.end_error() {
+                return Err(error);
+            }
+            if let Some(datagram) = lock(&session.datagrams).pop() {
+                return Ok(datagram);
+            }
+            ready.await;
+        }
     }
 
     /// Largest datagram that can be sent now, in bytes; 0 where the peer takes none.
@@ -690,6 +703,7 @@ pub struct SessionRequest {
     pub(crate) protocols: Vec<String>,
     pub(crate) session: Arc<SessionShared>,
     pub(crate) connection: Connection,
+    pub(crate) is_early_data: bool,
     /// Taken when the request is answered.
     pub(crate) send: Option<quinn::SendStream>,
 }
@@ -705,6 +719,14 @@ impl SessionRequest {
     #[must_use]
     pub fn protocols(&self) -> &[String] {
         &self.protocols
+    }
+
+    /// Whether the request came in 0-RTT data, which an attacker can send again.
+    ///
+    /// Never, unless the server's TLS configuration allows early data.
+    #[must_use]
+    pub fn is_early_data(&self) -> bool {
+        self.is_early_data
     }
 
     /// The client's current address.
@@ -819,6 +841,8 @@ pub(crate) struct Control {
     outbox: BytesMut,
     has_drained: bool,
     informational: usize,
+    /// The protocols that were offered, on the client.
+    offered: Vec<String>,
 }
 
 /// Why the control stream is no longer read.
@@ -857,12 +881,20 @@ impl Control {
             outbox: BytesMut::new(),
             has_drained: false,
             informational: 0,
+            offered: Vec::new(),
         }
     }
 
-    /// With the sending half and what is unsent of the request, on the client.
-    pub(crate) fn with_request(mut self, send: quinn::SendStream, unsent: &[u8]) -> Self {
+    /// With the sending half, what is unsent of the request, and the protocols it offers, on the
+    /// client.
+    pub(crate) fn with_request(
+        mut self,
+        send: quinn::SendStream,
+        unsent: &[u8],
+        offered: &[&str],
+    ) -> Self {
         self.send = Some(send);
+        self.offered = offered.iter().map(|name| (*name).to_owned()).collect();
         self.outbox.extend_from_slice(unsent);
         self
     }
@@ -1001,9 +1033,19 @@ impl Control {
         if !head.status.is_success() {
             return Ok(Some(Stop::Refused(head.status, Box::new(head.headers))));
         }
+        let protocol = protocols::chosen(&head.headers);
+        if protocol
+            .as_ref()
+            .is_some_and(|name| !self.offered.contains(name))
+        {
+            return Err(Fault::stream(
+                Code::WT_ALPN_ERROR,
+                "a protocol that was not offered",
+            ));
+        }
         self.session.establish(Established {
             status: head.status,
-            protocol: protocols::chosen(&head.headers),
+            protocol,
             headers: head.headers,
         });
         Ok(None)

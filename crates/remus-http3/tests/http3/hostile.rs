@@ -621,7 +621,7 @@ async fn early_streams_and_datagrams_wait_for_their_session() {
     guarded(async {
         let config = Config::builder()
             .max_early_streams(2)
-            .max_early_datagrams(2);
+            .max_early_datagram_bytes(2 * 65);
         let hostile = Hostile::with(config.build().unwrap()).await;
         let (mut connect_send, mut connect_recv) = hostile.quic.open_bi().await.unwrap();
         let id = u64::from(connect_send.id());

@@ -12,6 +12,8 @@ mod hostile;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]
+mod servers;
+#[cfg(test)]
 mod sessions;
 #[cfg(test)]
 mod support;

@@ -31,14 +31,14 @@ const FIRST_RECORD_MAX: u64 = 16 * 1024;
 /// - frame 64 KiB: one frame is one unit of interleaving and of buffering.
 /// - message 4 MiB, as gRPC: what is larger streams.
 /// - 256 streams, 1,024 calls: some 200 bytes of table each.
-/// - windows of 1 MiB a stream and 8 MiB a session: 1 MiB in flight is 800 Mbit/s at 10 ms, and 8 MiB (with `max_assembly_bytes`,
-///   if messages come in parts) bounds what a peer can make an idle application hold.
+/// - windows of 256 KiB a stream, which grow by need (`max_stream_window`), and 8 MiB a session: with `max_assembly_bytes`, if
+///   messages come in parts, that bounds what a peer can make an idle application hold.
 pub const DEFAULT_LIMITS: Limits = Limits {
     max_frame: 64 * 1024,
     max_message: 4 * 1024 * 1024,
     max_streams: 256,
     max_calls: 1024,
-    stream_window: 1024 * 1024,
+    stream_window: 256 * 1024,
     session_window: 8 * 1024 * 1024,
 };
 
@@ -79,6 +79,9 @@ pub struct SessionConfig {
     ///
     /// Default 64 MiB: sixteen messages of the largest default size. At least `limits.max_message`.
     pub max_assembly_bytes: usize,
+    /// How far a stream's window may grow where the path needs it. Default 4 MiB: 640 Mbit/s at 50 ms. At least
+    /// `limits.stream_window`, at most 1 GiB; the session's window bounds all streams together.
+    pub max_stream_window: u32,
     /// Lanes that may be in use beside lane 0, where the carrier has them. Default 15, range 0 to 15.
     pub extra_lanes: u16,
     /// What this side can do.
@@ -129,6 +132,7 @@ impl SessionConfig {
             max_stream_queued_bytes: 256 * 1024,
             max_answer_bytes: 64 * 1024 * 1024,
             max_assembly_bytes: 64 * 1024 * 1024,
+            max_stream_window: 4 * 1024 * 1024,
             extra_lanes: 15,
             features: Features::DATAGRAMS
                 .union(Features::PUB_SUB)
@@ -206,6 +210,13 @@ impl SessionConfig {
             initial.stream_window.into(),
             1 << 30,
             "64 KiB to 1 GiB",
+        )?;
+        check(
+            "max_stream_window",
+            self.max_stream_window.into(),
+            l.stream_window.into(),
+            1 << 30,
+            "stream_window to 1 GiB",
         )?;
         check(
             "session_window",

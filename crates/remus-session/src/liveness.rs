@@ -78,6 +78,10 @@ impl Liveness {
         self.last_heard = now;
     }
 
+    pub(crate) fn last_heard(&self) -> Timestamp {
+        self.last_heard
+    }
+
     pub(crate) fn expires_at(&self) -> Timestamp {
         Timestamp(self.last_heard.0.saturating_add(self.idle_us))
     }

@@ -132,6 +132,8 @@ pub struct Session {
     events: VecDeque<Event>,
     datagrams: VecDeque<Bytes>,
     carrier_has_datagrams: bool,
+    /// The smallest round trip that the carrier has measured, in µs; `u64::MAX` where it measures none.
+    round_trip_us: u64,
     queued_bytes: usize,
     congested: bool,
 
@@ -300,6 +302,7 @@ impl Session {
             events: VecDeque::new(),
             datagrams: VecDeque::new(),
             carrier_has_datagrams: false,
+            round_trip_us: u64::MAX,
             queued_bytes: 0,
             congested: false,
             control_tokens: CONTROL_BURST,
@@ -376,6 +379,12 @@ impl Session {
     #[must_use]
     pub fn is_congested(&self) -> bool {
         self.queued_bytes() >= self.config.max_queued_bytes
+    }
+
+    /// The smallest round trip that the carrier has measured. Stream windows grow only as far as it makes useful; without it
+    /// they grow to their limit.
+    pub fn set_round_trip(&mut self, smallest: core::time::Duration) {
+        self.round_trip_us = u64::try_from(smallest.as_micros()).unwrap_or(u64::MAX);
     }
 
     /// Whether the carrier has datagrams; heartbeats then travel in them where both sides agreed to it.
@@ -665,6 +674,30 @@ impl Session {
                 .sum(),
             parked: self.parked.len(),
         }
+    }
+
+    /// How far we have sent, and may send, on each stream; 0 stands for the session.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn credits_taken(&self) -> Vec<(u16, (u64, u64))> {
+        let session = (self.send_window.offset, self.send_window.limit);
+        let streams = (0_u16..).zip(&self.streams).filter_map(|(id, stream)| {
+            let send = &stream.as_ref()?.send;
+            Some((id, (send.offset, send.limit)))
+        });
+        core::iter::once((0, session)).chain(streams).collect()
+    }
+
+    /// How far the peer has sent, and may send, on each stream; 0 stands for the session.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn credits_given(&self) -> Vec<(u16, (u64, u64))> {
+        let session = (self.recv_window.received, self.recv_window.granted);
+        let streams = (0_u16..).zip(&self.streams).filter_map(|(id, stream)| {
+            let recv = &stream.as_ref()?.recv;
+            Some((id, (recv.offset, recv.granted)))
+        });
+        core::iter::once((0, session)).chain(streams).collect()
     }
 
     /// Recounts everything that is counted as it changes, and checks the invariants. For tests: it looks at every table.

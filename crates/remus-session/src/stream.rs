@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use remus_wire::{Message, StreamId};
+use remus_wire::{Message, StreamId, Timestamp};
 
 use crate::{CallKey, LaneId};
 
@@ -102,6 +102,11 @@ pub(crate) struct RecvHalf {
     pub(crate) offset: u64,
     pub(crate) consumed: u64,
     pub(crate) granted: u64,
+    /// How far beyond what was taken the peer may send: grows while the peer uses it up faster than the path needs.
+    pub(crate) window: u32,
+    /// When the last credit was granted, and what had been taken then.
+    granted_at: Timestamp,
+    taken_then: u64,
     pub(crate) assembly: Option<crate::assembly::Assembly>,
     pub(crate) ended: bool,
     /// We have asked the peer to stop: what still comes is dropped.
@@ -112,21 +117,37 @@ pub(crate) struct RecvHalf {
 
 impl RecvHalf {
     /// The limit that could be granted now: a window beyond what was taken, and room for a message that is half here.
-    pub(crate) fn target(&self, window: u32) -> u64 {
+    pub(crate) fn target(&self) -> u64 {
         let assembling = self
             .assembly
             .as_ref()
             .and_then(|assembly| assembly.total)
             .unwrap_or(0);
         self.consumed
-            .saturating_add(window.into())
+            .saturating_add(self.window.into())
             .saturating_add(u64::try_from(assembling).unwrap_or(u64::MAX))
     }
 
+    /// Whether so much has been taken that the peer should hear of it: half a window, so that it neither runs dry nor is told
+    /// too often.
+    pub(crate) fn is_credit_due(&self) -> bool {
+        !self.credit_due && self.target().saturating_sub(self.granted) >= u64::from(self.window / 2)
+    }
+
     /// The limit to announce now.
-    pub(crate) fn grant(&mut self, window: u32) -> u64 {
+    ///
+    /// When half a window was taken in less than a round trip of the empty path, the window holds the peer up, and doubles, up
+    /// to `max`. Otherwise more would only stand in a queue somewhere, in front of calls that are in a hurry.
+    pub(crate) fn grant(&mut self, now: Timestamp, round_trip_us: u64, max: u32) -> u64 {
         self.credit_due = false;
-        self.granted = self.granted.max(self.target(window));
+        let taken = self.consumed.saturating_sub(self.taken_then);
+        let elapsed = now.0.saturating_sub(self.granted_at.0);
+        if taken >= u64::from(self.window / 2) && elapsed < round_trip_us {
+            self.window = self.window.saturating_mul(2).min(max.max(self.window));
+        }
+        self.granted_at = now;
+        self.taken_then = self.consumed;
+        self.granted = self.granted.max(self.target());
         self.granted
     }
 }
@@ -157,6 +178,7 @@ impl Stream {
             },
             recv: RecvHalf {
                 granted: recv_window.into(),
+                window: recv_window,
                 ..RecvHalf::default()
             },
             call: None,
@@ -213,12 +235,44 @@ mod tests {
     fn credit_is_absolute_and_never_shrinks() {
         let mut half = RecvHalf {
             granted: 1000,
+            window: 1000,
             offset: 900,
             ..RecvHalf::default()
         };
         half.consumed = 500;
-        assert_eq!(half.grant(1000), 1500);
+        assert_eq!(half.grant(Timestamp(1_000_000), 10, 1000), 1500);
         half.consumed = 400;
-        assert_eq!(half.grant(1000), 1500, "never lower");
+        let again = half.grant(Timestamp(2_000_000), 10, 1000);
+        assert_eq!(again, 1500, "never lower");
+    }
+
+    #[test]
+    fn the_window_grows_only_while_the_path_needs_it() {
+        let mut half = RecvHalf {
+            granted: 1000,
+            window: 1000,
+            ..RecvHalf::default()
+        };
+        let mut now = 1_000_000;
+        // Half a window every 50 us on a path of 100 us: it holds the peer up.
+        for _ in 0..3 {
+            half.offset += u64::from(half.window / 2);
+            half.consumed = half.offset;
+            now += 50;
+            half.grant(Timestamp(now), 100, 4000);
+        }
+        assert_eq!(half.window, 4000, "doubled, up to its limit");
+        let mut half = RecvHalf {
+            granted: 1000,
+            window: 1000,
+            ..RecvHalf::default()
+        };
+        for _ in 0..10 {
+            half.offset += 500;
+            half.consumed = half.offset;
+            now += 150;
+            half.grant(Timestamp(now), 100, 4000);
+        }
+        assert_eq!(half.window, 1000, "the path is full already");
     }
 }

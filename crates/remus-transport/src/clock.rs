@@ -1,10 +1,11 @@
 //! The time that a session sees.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use remus_wire::Timestamp;
+use tokio::time::Instant;
 
-/// The wall clock when it was made, plus what a monotonic clock has counted since: never runs backwards.
+/// The wall clock when it was made, plus what the runtime's monotonic clock has counted since: never runs backwards.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Instant,

@@ -553,7 +553,7 @@ impl Connection {
         timeout: Option<Duration>,
     ) -> Result<Vec<Result<Message, ErrorRecord>>, ErrorRecord> {
         if let Err(reason) = self.active().await {
-            return Err(lost(&reason));
+            return Err(reason.to_record());
         }
         let mut requests = Some(requests);
         let (key, place) = poll_fn(|cx| {
@@ -668,7 +668,7 @@ impl Connection {
                     Poll::Pending
                 }
                 Err(error) => Poll::Ready(Err(match (&error, &core.closed) {
-                    (CallError::Closed, Some(reason)) => lost(reason),
+                    (CallError::Closed, Some(reason)) => reason.to_record(),
                     _ => error.to_record(),
                 })),
             })
@@ -682,16 +682,6 @@ impl std::fmt::Debug for Connection {
             .field("status", &*self.inner.status.borrow())
             .finish()
     }
-}
-
-/// Why a call fails after its session has ended.
-fn lost(reason: &CloseReason) -> ErrorRecord {
-    let code = if matches!(reason.code, ErrorCode::OK | ErrorCode::UNAVAILABLE) {
-        ErrorCode::LOSS_OF_SESSION
-    } else {
-        reason.code
-    };
-    ErrorRecord::new(code, Text::from(reason.reason.as_str()))
 }
 
 /// A call whose answer comes at once; cancelled when it is dropped before.
@@ -879,7 +869,7 @@ impl CallReceiver {
                                 Text::from_static("the call is over"),
                             )
                         },
-                        lost,
+                        CloseReason::to_record,
                     );
                     Poll::Ready(Some(Err(error)))
                 }
@@ -964,7 +954,9 @@ impl PeerRequest {
         });
         let request = Self {
             message: incoming.message,
-            deadline: incoming.deadline.map(|at| inner.clock.instant(at)),
+            deadline: incoming
+                .deadline
+                .map(|at| inner.clock.instant(at).into_std()),
             answered: incoming.answered,
             streams: !incoming.ended,
             stream,

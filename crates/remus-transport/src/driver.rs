@@ -142,7 +142,7 @@ impl Supervisor {
                 core.session.poll_timeout()
             };
             if let Some(at) = at {
-                timer.as_mut().reset(self.inner.clock.instant(at).into());
+                timer.as_mut().reset(self.inner.clock.instant(at));
             }
             tokio::select! {
                 () = self.inner.supervisor.notified() => {}
@@ -188,7 +188,12 @@ impl Supervisor {
             *writer = Writer::Busy;
         }
         let writing = write_lane(Arc::clone(&self.inner), lane, send);
-        let reading = read_lane(Arc::clone(&self.inner), lane, recv);
+        let reading = read_lane(
+            Arc::clone(&self.inner),
+            lane,
+            recv,
+            self.link.quic().clone(),
+        );
         self.inner.tasks.spawn(writing.in_current_span());
         self.inner.tasks.spawn(reading.in_current_span());
     }
@@ -234,7 +239,7 @@ impl Supervisor {
 }
 
 /// Reads one lane until it ends.
-async fn read_lane(inner: Arc<Inner>, lane: LaneId, mut recv: RecvStream) {
+async fn read_lane(inner: Arc<Inner>, lane: LaneId, mut recv: RecvStream, quic: quinn::Connection) {
     loop {
         let mut input = match recv.read_chunk(READ_MAX).await {
             Ok(Some(chunk)) => chunk,
@@ -253,6 +258,7 @@ async fn read_lane(inner: Arc<Inner>, lane: LaneId, mut recv: RecvStream) {
             let open = {
                 let now = inner.clock.now();
                 let mut core = inner.lock();
+                core.session.set_round_trip(quic.min_rtt());
                 // An error has already become the session's end.
                 let _ = core.session.handle_input(now, lane, &mut input);
                 waiting |= !core.session.wants_input() && !input.is_empty();

@@ -155,12 +155,7 @@ impl From<ErrorRecord> for Error {
 
 impl From<CloseReason> for Error {
     fn from(reason: CloseReason) -> Self {
-        let code = if matches!(reason.code, ErrorCode::OK | ErrorCode::UNAVAILABLE) {
-            ErrorCode::LOSS_OF_SESSION
-        } else {
-            reason.code
-        };
-        Self::new(code, reason.reason)
+        reason.to_record().into()
     }
 }
 

@@ -830,8 +830,9 @@ impl Session {
         element: Outgoing,
     ) -> Result<(), SendError> {
         self.can_send(key)?;
+        let id = self.own_stream(key).ok_or(SendError::Closed)?;
         let call = self.call_ref(key).ok_or(SendError::Closed)?;
-        let (id, request_id, priority) = (call.stream, call.request_id, call.priority);
+        let (request_id, priority) = (call.request_id, call.priority);
         let mut message = self.stamped(now, MessageType::STREAM, element.payload);
         message.request_id = request_id;
         message.flags = Self::own_flags(element.flags);
@@ -850,13 +851,16 @@ impl Session {
     /// Ends our direction of a streaming call; with an error where it did not end well. The answerer's end ends the call.
     pub fn finish(&mut self, now: Timestamp, key: CallKey, error: Option<ErrorRecord>) {
         let Some(call) = self
-            .call_ref(key)
+            .call_mut(key)
             .filter(|call| !call.send_ended && call.owns_stream)
         else {
             return;
         };
-        let (id, local, request_id, priority) =
-            (call.stream, call.local, call.request_id, call.priority);
+        call.send_ended = true;
+        let (local, request_id, priority) = (call.local, call.request_id, call.priority);
+        let Some(id) = self.own_stream(key) else {
+            return;
+        };
         let mut message = match error {
             None => self.stamped(now, MessageType::STREAM_END, Bytes::new()),
             Some(error) => {
@@ -870,9 +874,6 @@ impl Session {
         message.request_id = request_id;
         message.flags = Flags::STREAM_END;
         message.priority = priority;
-        if let Some(call) = self.call_mut(key) {
-            call.send_ended = true;
-        }
         if !local {
             self.stop_receiving(id, ErrorCode::OK);
             if let Some(stream) = self.stream_mut(id) {
@@ -930,8 +931,7 @@ impl Session {
         let (id, request_id, priority) = (call.stream, call.request_id, call.priority);
         if call.owns_stream {
             self.drain_inbox(key);
-            self.abandon(id, code);
-            self.detach(id, key);
+            self.let_go(key, code);
         } else if !self.state.is_closed() {
             let record = ErrorRecord::new(code, Text::new());
             let mut payload = BytesMut::with_capacity(record.encoded_len());
@@ -982,13 +982,23 @@ impl Session {
         }
     }
 
-    fn detach(&mut self, id: StreamId, key: CallKey) {
-        if let Some(stream) = self.stream_mut(id)
-            && stream.call == Some(key)
-        {
+    /// The stream of a call that has one to itself, while it is still the call's: when both directions have ended, the ID may serve
+    /// another call already, though the application has not read everything yet.
+    fn own_stream(&self, key: CallKey) -> Option<StreamId> {
+        let id = self.call_ref(key)?.stream;
+        let stream = self.stream_ref(id)?;
+        (stream.call == Some(key)).then_some(id)
+    }
+
+    /// Gives up what is still open of a call's own stream.
+    fn let_go(&mut self, key: CallKey, code: ErrorCode) {
+        let Some(id) = self.own_stream(key) else {
+            return;
+        };
+        if let Some(stream) = self.stream_mut(id) {
             stream.call = None;
         }
-        self.close_stream_if_done(id);
+        self.abandon(id, code);
     }
 
     fn remove_call(&mut self, key: CallKey) {
@@ -1107,27 +1117,17 @@ impl Session {
     }
 
     fn end_unary(&mut self, key: CallKey) {
-        if let Some((id, true)) = self
-            .call_ref(key)
-            .map(|call| (call.stream, call.owns_stream))
-        {
-            self.abandon(id, ErrorCode::CANCELLED);
-            self.detach(id, key);
-        }
+        self.let_go(key, ErrorCode::CANCELLED);
         self.spend(key);
     }
 
     /// Ends a call of ours with an error, and its stream if it has one.
     pub(super) fn end_local(&mut self, key: CallKey, error: ErrorRecord) {
-        let Some((id, streams)) = self.call_ref(key).map(|call| (call.stream, call.streams)) else {
-            return;
-        };
-        if streams {
+        if self.call_ref(key).is_some_and(|call| call.streams) {
             let code = error.code;
             self.stop_sender(key, code);
             self.deliver(key, Received::End(Some(error)));
-            self.abandon(id, code);
-            self.detach(id, key);
+            self.let_go(key, code);
         } else {
             self.finish_unary_error(key, error);
         }
@@ -1162,12 +1162,8 @@ impl Session {
         let Some(call) = self.call_ref(key).filter(|call| !call.local) else {
             return;
         };
-        let (id, owns_stream, gathers) = (call.stream, call.owns_stream, call.gathers);
-        let announced = call.announced;
-        if owns_stream {
-            self.abandon(id, code);
-            self.detach(id, key);
-        }
+        let (gathers, announced) = (call.gathers, call.announced);
+        self.let_go(key, code);
         self.remove_call(key);
         if announced {
             self.events.push_back(Event::Cancelled(key, code));

@@ -700,8 +700,13 @@ impl Session {
                 None => {}
             },
             None if self.is_peers(id) => {
-                // A request or an answer that never became whole.
-                self.reset_sending(id, ErrorCode::CANCELLED);
+                // A request or an answer that never became whole; unless it is the rest of one that we have answered.
+                if self
+                    .stream_ref(id)
+                    .is_some_and(|stream| !stream.send.finished)
+                {
+                    self.reset_sending(id, ErrorCode::CANCELLED);
+                }
                 if let Some(key) = answered.and_then(|id| self.local_call(id)) {
                     self.finish_unary_error(key, record);
                 }
@@ -875,14 +880,8 @@ impl Session {
             self.credit_due.push_back(StreamId(0));
             self.dirty |= LaneId::ZERO.bit();
         }
-        let stream_window = self.config.limits.stream_window;
         if let Some(stream) = self.stream_mut(id)
-            && !stream.recv.credit_due
-            && stream
-                .recv
-                .target(stream_window)
-                .saturating_sub(stream.recv.granted)
-                >= u64::from(stream_window / 2)
+            && stream.recv.is_credit_due()
         {
             stream.recv.credit_due = true;
             self.credit_due.push_back(id);

@@ -363,11 +363,12 @@ impl Session {
                 window.granted = window.granted.max(target);
                 window.granted
             } else {
-                let window = self.config.limits.stream_window;
+                let (now, max) = (self.live.last_heard(), self.config.max_stream_window);
+                let round_trip_us = self.round_trip_us;
                 let Some(stream) = self.stream_mut(id) else {
                     continue;
                 };
-                stream.recv.grant(window)
+                stream.recv.grant(now, round_trip_us, max)
             };
             // On lane 0 whatever lane the data takes: credits are absolute, so their order does not matter.
             self.put_small(LaneId::ZERO, id, FrameType::CREDIT, &limit.to_be_bytes());

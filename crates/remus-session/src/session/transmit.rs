@@ -57,8 +57,8 @@ impl Session {
 
     /// Says that there is room again, and tells every streaming call that waited for it.
     fn note_room(&mut self) {
-        if !self.congested || self.is_congested() {
-            return;
+        if !self.congested || self.is_congested() || self.state.is_closed() {
+            return; // nothing follows the end
         }
         self.congested = false;
         self.events.push_back(Event::Uncongested);

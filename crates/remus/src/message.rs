@@ -253,6 +253,11 @@ impl<B> Response<B> {
         &self.body
     }
 
+    /// The body, to be changed.
+    pub fn get_mut(&mut self) -> &mut B {
+        &mut self.body
+    }
+
     /// The body, alone.
     #[must_use]
     pub fn into_inner(self) -> B {

@@ -23,7 +23,10 @@ async fn relay(server: SocketAddr) -> SocketAddr {
     let back = std::sync::Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
     let address = front.local_addr().unwrap();
     let (to_client, client) = tokio::sync::watch::channel(None::<SocketAddr>);
-    let delayed = |from: std::sync::Arc<UdpSocket>, to: std::sync::Arc<UdpSocket>, seen: Option<tokio::sync::watch::Sender<Option<SocketAddr>>>, target: Box<dyn Fn() -> Option<SocketAddr> + Send>| {
+    let delayed = |from: std::sync::Arc<UdpSocket>,
+                   to: std::sync::Arc<UdpSocket>,
+                   seen: Option<tokio::sync::watch::Sender<Option<SocketAddr>>>,
+                   target: Box<dyn Fn() -> Option<SocketAddr> + Send>| {
         let (queue, mut due) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
         tokio::spawn(async move {
             let mut buffer = vec![0; 65_536];
@@ -32,7 +35,10 @@ async fn relay(server: SocketAddr) -> SocketAddr {
                 if let Some(seen) = &seen {
                     seen.send_replace(Some(source));
                 }
-                queue.send((Instant::now() + ONE_WAY, buffer[..len].to_vec())).await.unwrap();
+                queue
+                    .send((Instant::now() + ONE_WAY, buffer[..len].to_vec()))
+                    .await
+                    .unwrap();
             }
         });
         tokio::spawn(async move {
@@ -44,7 +50,12 @@ async fn relay(server: SocketAddr) -> SocketAddr {
             }
         });
     };
-    delayed(front.clone(), back.clone(), Some(to_client), Box::new(move || Some(server)));
+    delayed(
+        front.clone(),
+        back.clone(),
+        Some(to_client),
+        Box::new(move || Some(server)),
+    );
     delayed(back, front, None, Box::new(move || *client.borrow()));
     address
 }
@@ -53,25 +64,51 @@ async fn relay(server: SocketAddr) -> SocketAddr {
 fn round_trips(start: Instant) -> u32 {
     let exact = start.elapsed().as_secs_f64() / ROUND_TRIP.as_secs_f64();
     let whole = exact.round();
-    assert!((exact - whole).abs() < 0.2, "{exact} round trips are not a whole number: something waited for a timer");
+    assert!(
+        (exact - whole).abs() < 0.2,
+        "{exact} round trips are not a whole number: something waited for a timer"
+    );
     whole as u32
 }
 
 /// Spec: CORE first flight: offer to schema offer and the first call leave together, and are answered together.
 #[tokio::test]
 async fn the_first_answer_comes_one_round_trip_after_the_quic_handshake() {
-    let echo = Service::new("test.v1.Echo").unary("Echo", Raw, |request: Request<Bytes>| async move { Ok(Response::new(request.into_inner())) });
+    let echo =
+        Service::new("test.v1.Echo").unary("Echo", Raw, |request: Request<Bytes>| async move {
+            Ok(Response::new(request.into_inner()))
+        });
     let host = Host::start(Router::new().service(echo)).await;
     let server: SocketAddr = host.url.trim_start_matches("remus://").parse().unwrap();
     tokio::time::pause();
     let relay = relay(server).await;
 
     let start = Instant::now();
-    let client = Client::builder(&format!("remus://{relay}")).trust(host.trust.clone()).connect().await.unwrap();
-    assert_eq!(round_trips(start), 1, "the QUIC handshake, with the server's SETTINGS in its one flight");
-    let answer = client.method("test.v1.Echo/Echo").unary::<Bytes, Bytes>(Raw, &Bytes::from_static(b"hi")).await.unwrap();
+    let client = Client::builder(&format!("remus://{relay}"))
+        .trust(host.trust.clone())
+        .connect()
+        .await
+        .unwrap();
+    assert_eq!(
+        round_trips(start),
+        1,
+        "the QUIC handshake, with the server's SETTINGS in its one flight"
+    );
+    let answer = client
+        .method("test.v1.Echo/Echo")
+        .unary::<Bytes, Bytes>(Raw, &Bytes::from_static(b"hi"))
+        .await
+        .unwrap();
     assert_eq!(answer.into_inner(), "hi");
-    assert_eq!(round_trips(start), 2, "WebTransport request, five lifecycle steps and the call share one round trip");
+    assert_eq!(
+        round_trips(start),
+        2,
+        "WebTransport request, five lifecycle steps and the call share one round trip"
+    );
     client.connection().await.unwrap().active().await.unwrap();
-    assert_eq!(round_trips(start), 2, "the whole lifecycle was complete by then");
+    assert_eq!(
+        round_trips(start),
+        2,
+        "the whole lifecycle was complete by then"
+    );
 }

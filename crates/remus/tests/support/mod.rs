@@ -1,6 +1,10 @@
 //! A real server and client on loopback.
 
-#![allow(unreachable_pub, dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    reason = "each test file uses a part of it"
+)]
 
 use std::sync::Arc;
 

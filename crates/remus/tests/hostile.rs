@@ -1,0 +1,395 @@
+//! Peers that break the rules, against a live server that serves somebody else meanwhile: each gets its own code, and memory
+//! stays bounded.
+
+mod support;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use remus::{Client, ErrorCode, Raw, Request, Response, Router, Service, TlsPolicy};
+use remus_http3::{ClosedBy, RecvStream, SendStream};
+use remus_session::{Event, LaneId, Session, SessionConfig};
+use remus_transport::{Clock, quic};
+use remus_wire::{
+    Flags, FrameHeader, FrameType, Message, MessageType, MethodId, RequestId, Routing, ServiceId,
+    StreamId,
+};
+use support::Host;
+
+/// Memory that one hostile peer may cost, in bytes, in this process that holds both ends: the session's window (8 MiB), its
+/// queue (4 MiB), QUIC's windows on both sides (8 + 2 MiB each) and slack for allocator and buffers.
+const COST_MAX: usize = 64 * 1024 * 1024;
+
+fn echo() -> Router {
+    Router::new().service(
+        Service::new("test.v1.Echo")
+            .unary("Echo", Raw, |request: Request<Bytes>| async move {
+                Ok(Response::new(request.into_inner()))
+            })
+            .client_stream("Unread", Raw, |_: Request<remus::Streaming<Bytes>>| {
+                std::future::pending::<Result<Response<Bytes>, remus::Error>>()
+            })
+            .server_stream("Endless", Raw, |_: Request<Bytes>| async move {
+                Ok(Response::new(futures_util::stream::repeat_with(|| {
+                    Ok(Bytes::from_static(&[7; 8192]))
+                })))
+            }),
+    )
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// A peer with a link and lane 0 in its hands.
+struct Raider {
+    link: remus_http3::Session,
+    send: SendStream,
+    recv: RecvStream,
+    session: Session,
+    clock: Clock,
+    _endpoint: quinn::Endpoint,
+}
+
+impl Raider {
+    /// Opens link and lane 0, and says nothing yet.
+    async fn new(host: &Host) -> Self {
+        let tls = remus_security::client_config(
+            TlsPolicy::RequirePostQuantum,
+            &host.trust,
+            remus_security::alpn::QUIC,
+        )
+        .unwrap();
+        let endpoint = quic::client_endpoint(tls).unwrap();
+        let address: SocketAddr = host.url.trim_start_matches("remus://").parse().unwrap();
+        let quic = endpoint
+            .connect(address, "127.0.0.1")
+            .unwrap()
+            .await
+            .unwrap();
+        let http3 = remus_http3::Connection::client(quic, Arc::new(remus_http3::Config::default()))
+            .await
+            .unwrap();
+        let request = http::Request::builder()
+            .uri(format!("https://{address}/remus/v2"))
+            .body(())
+            .unwrap();
+        let link = http3.connect(request, &["remus.v2"]).await.unwrap();
+        let (send, recv) = link.open_bi().await.unwrap();
+        let clock = Clock::new();
+        let session = Session::client(SessionConfig::client(), clock.now()).unwrap();
+        Self {
+            link,
+            send,
+            recv,
+            session,
+            clock,
+            _endpoint: endpoint,
+        }
+    }
+
+    /// Goes through the lifecycle like everybody else.
+    async fn active(host: &Host) -> Self {
+        let mut raider = Self::new(host).await;
+        let mut out = VecDeque::new();
+        raider.session.poll_transmit(LaneId::ZERO, &mut out);
+        for chunk in out {
+            raider.send.write_all(&chunk).await.unwrap();
+        }
+        loop {
+            let mut chunk = raider.recv.read_chunk(65_536).await.unwrap().unwrap();
+            raider
+                .session
+                .handle_input(raider.clock.now(), LaneId::ZERO, &mut chunk)
+                .unwrap();
+            while let Some(event) = raider.session.poll_event(raider.clock.now()) {
+                if let Event::Active(_) = event {
+                    return raider;
+                }
+            }
+        }
+    }
+
+    /// What the server says when it closes.
+    async fn verdict(&self) -> (ErrorCode, String) {
+        let closed = self.link.closed().await.unwrap();
+        assert_eq!(closed.side, ClosedBy::Peer);
+        (ErrorCode(closed.code), closed.reason)
+    }
+
+    async fn sends(mut self, bytes: &[u8]) -> (ErrorCode, String) {
+        // The server may close while we still write.
+        let _ = self.send.write_all(bytes).await;
+        self.verdict().await
+    }
+}
+
+fn frame(stream: u16, kind: FrameType, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = FrameHeader {
+        stream: StreamId(stream),
+        kind,
+        len: payload.len() as u32,
+    }
+    .encode()
+    .to_vec();
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+fn request(id: u32, method: &str, flags: Flags, payload: Bytes) -> Vec<u8> {
+    let mut message = Message::new(MessageType::REQUEST, payload);
+    message.request_id = RequestId(id);
+    message.flags = flags;
+    message.routing = Routing::to(ServiceId::of("test.v1.Echo"), MethodId::of(method));
+    let mut bytes = BytesMut::new();
+    message.encode(&mut bytes);
+    bytes.to_vec()
+}
+
+/// The bystander's call: whatever happens to others, it is answered.
+async fn is_served(bystander: &Client) {
+    let answer = bystander
+        .method("test.v1.Echo/Echo")
+        .unary::<Bytes, Bytes>(Raw, &Bytes::from_static(b"still here"))
+        .await
+        .unwrap();
+    assert_eq!(answer.into_inner(), "still here");
+}
+
+#[tokio::test]
+async fn each_broken_rule_has_its_own_code() {
+    let host = Host::start(echo()).await;
+    let bystander = host.client().await;
+    let whole = request(
+        1,
+        "test.v1.Echo/Echo",
+        Flags::default(),
+        Bytes::from_static(&[1; 64]),
+    );
+    let mut lies = whole.clone();
+    lies[3] = lies[3].wrapping_add(9); // the total length
+    let mut lies_inside = whole.clone();
+    lies_inside[23..27].copy_from_slice(&u32::MAX.to_be_bytes()); // the routing length
+    let huge = FrameHeader {
+        stream: StreamId(1),
+        kind: FrameType::MESSAGE,
+        len: u32::MAX,
+    }
+    .encode();
+    let cases: [(&str, Vec<u8>, ErrorCode); 9] = [
+        (
+            "unknown frame type",
+            frame(1, FrameType(0x0099), b"x"),
+            ErrorCode::UNKNOWN_FRAME,
+        ),
+        ("zeroed buffer", vec![0; 4096], ErrorCode::UNKNOWN_FRAME),
+        (
+            "a frame of 4 GiB",
+            huge.to_vec(),
+            ErrorCode::FRAME_TOO_LARGE,
+        ),
+        (
+            "a message that lies about its length",
+            frame(1, FrameType::MESSAGE, &lies),
+            ErrorCode::MALFORMED,
+        ),
+        (
+            "a message that lies about its routing",
+            frame(1, FrameType::MESSAGE, &lies_inside),
+            ErrorCode::ROUTING_TOO_LARGE,
+        ),
+        (
+            "a stream of the wrong parity",
+            frame(4, FrameType::MESSAGE, &whole),
+            ErrorCode::STREAM_STATE,
+        ),
+        (
+            "a request on the control stream",
+            frame(0, FrameType::MESSAGE, &whole),
+            ErrorCode::UNEXPECTED_MESSAGE,
+        ),
+        (
+            "a shared region that nobody offered",
+            frame(1, FrameType::REFERENCE, &[0; 16]),
+            ErrorCode::UNIMPLEMENTED,
+        ),
+        (
+            "noise",
+            (0..2000_u32)
+                .flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes())
+                .collect(),
+            ErrorCode::UNKNOWN_FRAME,
+        ),
+    ];
+    for (name, bytes, expected) in cases {
+        let (code, reason) = Raider::active(&host).await.sends(&bytes).await;
+        assert_eq!(code, expected, "{name}: {reason}");
+        assert!(!reason.is_empty(), "{name} is explained");
+        is_served(&bystander).await;
+    }
+}
+
+#[tokio::test]
+async fn more_than_was_granted_is_a_flow_control_error() {
+    let host = Host::start(echo()).await;
+    let bystander = host.client().await;
+    let raider = Raider::active(&host).await;
+    // The method reads nothing, so its stream is granted one window and then no more.
+    let mut bytes = frame(
+        3,
+        FrameType::MESSAGE,
+        &request(1, "test.v1.Echo/Unread", Flags::default(), Bytes::new()),
+    );
+    let mut element = Message::new(MessageType::STREAM, Bytes::from(vec![5; 16_000]));
+    element.request_id = RequestId(1);
+    let mut encoded = BytesMut::new();
+    element.encode(&mut encoded);
+    for _ in 0..10 {
+        bytes.extend(frame(3, FrameType::MESSAGE, &encoded));
+    }
+    let (code, reason) = raider.sends(&bytes).await;
+    assert_eq!(code, ErrorCode::FLOW_CONTROL, "{reason}");
+    is_served(&bystander).await;
+}
+
+#[tokio::test]
+async fn a_frame_cut_by_the_end_of_the_lane_is_malformed() {
+    let host = Host::start(echo()).await;
+    let mut raider = Raider::active(&host).await;
+    let whole = frame(
+        1,
+        FrameType::MESSAGE,
+        &request(
+            1,
+            "test.v1.Echo/Echo",
+            Flags::default(),
+            Bytes::from_static(&[1; 64]),
+        ),
+    );
+    raider
+        .send
+        .write_all(&whole[..whole.len() - 10])
+        .await
+        .unwrap();
+    raider.send.finish().unwrap();
+    let (code, reason) = raider.verdict().await;
+    assert_eq!(code, ErrorCode::MALFORMED, "{reason}");
+}
+
+#[tokio::test]
+async fn requests_before_the_handshake_are_out_of_turn() {
+    let host = Host::start(echo()).await;
+    let raider = Raider::new(&host).await;
+    let (code, reason) = raider
+        .sends(&frame(
+            1,
+            FrameType::MESSAGE,
+            &request(1, "test.v1.Echo/Echo", Flags::default(), Bytes::new()),
+        ))
+        .await;
+    assert_eq!(code, ErrorCode::UNEXPECTED_MESSAGE, "{reason}");
+}
+
+#[tokio::test]
+async fn garbage_on_the_port_and_a_wrong_alpn_hurt_nobody() {
+    let host = Host::start(echo()).await;
+    let bystander = host.client().await;
+    let address: SocketAddr = host.url.trim_start_matches("remus://").parse().unwrap();
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut noise = vec![0_u8; 1400];
+    for round in 0..2000_u32 {
+        for (n, byte) in noise.iter_mut().enumerate() {
+            *byte = (round
+                .wrapping_mul(31)
+                .wrapping_add(n as u32)
+                .wrapping_mul(2_654_435_761)
+                >> 24) as u8;
+        }
+        noise[0] = if round % 2 == 0 { 0xc3 } else { 0x43 };
+        let _ = socket
+            .send_to(&noise[..1200 + (round as usize % 200)], address)
+            .await;
+    }
+    is_served(&bystander).await;
+    let tls = remus_security::client_config(TlsPolicy::RequirePostQuantum, &host.trust, &[b"smtp"])
+        .unwrap();
+    let endpoint = quic::client_endpoint(tls).unwrap();
+    let error = endpoint
+        .connect(address, "127.0.0.1")
+        .unwrap()
+        .await
+        .unwrap_err();
+    // RFC 7301 §3.2: no_application_protocol, alert 120.
+    assert!(
+        matches!(&error, quinn::ConnectionError::ConnectionClosed(close) if u64::from(close.error_code) == 0x178),
+        "{error}"
+    );
+    is_served(&bystander).await;
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_requests_without_reading_answers_are_bounded() {
+    let host = Host::start(echo()).await;
+    let bystander = host.client().await;
+    let mut raider = Raider::active(&host).await;
+    let before = resident_bytes();
+    let payload = Bytes::from(vec![3; 1024]);
+    let flood = async {
+        for id in 1..=100_000_u32 {
+            let bytes = frame(
+                1,
+                FrameType::MESSAGE,
+                &request(id, "test.v1.Echo/Echo", Flags::default(), payload.clone()),
+            );
+            if raider.send.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    // The answers have nowhere to go, so the requests are no longer taken in, and no more of them are granted.
+    let (code, reason) = {
+        flood.await;
+        raider.verdict().await
+    };
+    assert_eq!(code, ErrorCode::FLOW_CONTROL, "{reason}");
+    let cost = resident_bytes().saturating_sub(before);
+    assert!(cost < COST_MAX, "{cost} bytes");
+    for _ in 0..50 {
+        is_served(&bystander).await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_stops_reading_a_stream_is_bounded() {
+    let host = Host::start(echo()).await;
+    let bystander = host.client().await;
+    let before = resident_bytes();
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        let client = host.client().await;
+        let stream = client
+            .method("test.v1.Echo/Endless")
+            .server_stream::<Bytes, Bytes>(Raw, &Bytes::new())
+            .await
+            .unwrap();
+        idle.push((client, stream));
+    }
+    for _ in 0..200 {
+        is_served(&bystander).await;
+    }
+    let cost = resident_bytes().saturating_sub(before);
+    assert!(cost < COST_MAX, "{cost} bytes");
+    // The stream was held, not broken: it goes on where it stopped.
+    for (_, stream) in &mut idle {
+        for _ in 0..100 {
+            assert_eq!(
+                stream.get_mut().message().await.unwrap().unwrap().len(),
+                8192
+            );
+        }
+    }
+}

@@ -221,7 +221,14 @@ impl SessionShared {
 
     /// Marks the CONNECT stream as done with.
     pub(crate) fn finished(&self) {
-        lock(&self.state).is_finished = true;
+        let late_answer = {
+            let mut state = lock(&self.state);
+            state.is_finished = true;
+            state.orders.send.take()
+        };
+        if let Some((send, unsent)) = late_answer {
+            end_late_answer(send, &unsent);
+        }
         self.changed.notify_waiters();
     }
 
@@ -317,19 +324,36 @@ impl SessionShared {
         self.datagram_ready.notify_one();
     }
 
-    fn take_orders(&self) -> Orders {
-        std::mem::take(&mut lock(&self.state).orders)
+    /// The orders, and whether the session has ended: both at once, as closing sets one after the
+    /// other.
+    fn take_orders(&self) -> (Orders, bool) {
+        let mut state = lock(&self.state);
+        (std::mem::take(&mut state.orders), state.end.is_some())
     }
 
     /// Answers the request: hands the sending half over to the connection's task.
     fn answer(&self, send: quinn::SendStream, unsent: Bytes, established: Established) {
         {
             let mut state = lock(&self.state);
+            if state.is_finished {
+                drop(state);
+                end_late_answer(send, &unsent);
+                return;
+            }
             state.orders.send = Some((send, unsent));
             state.established = Some(established);
         }
         self.changed.notify_waiters();
         self.work.notify_one();
+    }
+}
+
+/// Ends the sending half of a session that was over before it was answered.
+fn end_late_answer(mut send: quinn::SendStream, unsent: &[u8]) {
+    if unsent.is_empty() {
+        let _ = send.finish(); // an error: the client stopped it
+    } else {
+        reader::reset(&mut send, Code::WT_SESSION_GONE);
     }
 }
 
@@ -767,6 +791,8 @@ impl SessionRequest {
         };
         let written = match reader::try_write(&mut send, &encoded).await {
             Ok(written) => written,
+            // A client that closes at once wants no answer. How it closed is still to be read.
+            Err(quinn::WriteError::Stopped(_)) => encoded.len(),
             Err(error) => {
                 let error = Error::from(error);
                 self.session.end(Err(error.clone()));
@@ -925,7 +951,7 @@ impl Control {
     /// Carries out orders and reads capsules until there is a reason to stop.
     async fn read(&mut self) -> Result<Stop, Fault> {
         loop {
-            let orders = self.session.take_orders();
+            let (orders, has_ended) = self.session.take_orders();
             if let Some((send, unsent)) = orders.send {
                 self.send = Some(send);
                 self.outbox.extend_from_slice(&unsent);
@@ -938,7 +964,7 @@ impl Control {
                 capsule::encode_close(code, &reason, &mut self.outbox);
                 return Ok(Stop::Closing);
             }
-            if self.session.has_ended() {
+            if has_ended {
                 return Ok(Stop::Ended);
             }
             if let Some(stop) = self.decode()? {

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod aioquic;
 #[cfg(test)]
+mod churn;
+#[cfg(test)]
 mod flights;
 #[cfg(test)]
 mod h3;

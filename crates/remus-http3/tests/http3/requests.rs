@@ -1,8 +1,11 @@
 //! This crate's client against its server: plain requests beside sessions.
 
 use crate::support::{Node, assert_echoes, guarded};
+use std::future::poll_fn;
+
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
+use http_body::Body;
 use remus_http3::{Code, Config, Connection, Error, HeadError};
 
 async fn get(connection: &Connection, request: Request<()>) -> (http::response::Parts, Vec<u8>) {
@@ -213,6 +216,34 @@ async fn dropping_an_answer_cancels_the_request() {
         );
         let (head, _) = get(&connection, node.get("/")).await;
         assert_eq!(head.status, StatusCode::OK);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_is_one_for_routers() {
+    guarded(async {
+        let node = Node::start();
+        let connection = node.connect().await;
+        let request = Request::post(node.url("/")).body(()).unwrap();
+        let (mut send, response) = connection.request(request).await.unwrap();
+        send.send_data(Bytes::from_static(b"through"))
+            .await
+            .unwrap();
+        send.finish().await.unwrap();
+        let body = response.response().await.unwrap().into_body();
+        assert!(!body.is_end_stream());
+        let mut body = std::pin::pin!(body);
+        let (mut data, mut trailers) = (Vec::new(), None);
+        while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+            match frame.unwrap().into_data() {
+                Ok(piece) => data.extend_from_slice(&piece),
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+        assert_eq!(data, b"through");
+        assert_eq!(trailers.unwrap()["x-end"], "yes");
+        assert!(body.is_end_stream());
     })
     .await;
 }

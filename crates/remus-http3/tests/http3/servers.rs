@@ -66,14 +66,17 @@ fn varint(value: u64) -> Vec<u8> {
     out
 }
 
+/// Pairs of identifier and value.
+type Settings = [(u64, u64)];
+
 /// A control stream that begins with these settings.
-fn control(settings: &[(u64, u64)]) -> Vec<u8> {
+fn control(settings: &Settings) -> Vec<u8> {
     let pair = |(id, value): &(u64, u64)| [varint(*id), varint(*value)].concat();
     let payload: Vec<u8> = settings.iter().flat_map(pair).collect();
     [vec![0x00], frame(0x04, &payload)].concat()
 }
 
-const DRAFT02: &[(u64, u64)] = &[(0x8, 1), (0x33, 1), (0x2b60_3742, 1)];
+const DRAFT02: &Settings = &[(0x8, 1), (0x33, 1), (0x2b60_3742, 1)];
 
 fn headers(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut section = Vec::new();
@@ -104,7 +107,7 @@ fn get() -> http::Request<()> {
 #[tokio::test]
 async fn every_dialect_gets_the_protocol_name_it_expects() {
     guarded(async {
-        let dialects: [(&str, &[(u64, u64)], &str); 6] = [
+        let dialects: [(&str, &Settings, &str); 6] = [
             ("draft 02", DRAFT02, "webtransport"),
             (
                 "draft 02 and 04",
@@ -155,7 +158,7 @@ async fn every_dialect_gets_the_protocol_name_it_expects() {
 #[tokio::test]
 async fn a_server_without_webtransport_or_datagrams_is_named_so() {
     guarded(async {
-        let cases: [(&[(u64, u64)], &str); 3] = [
+        let cases: [(&Settings, &str); 3] = [
             (&[(0x33, 1), (0x8, 1)], "WebTransport"),
             (&[(0x2b60_3742, 0), (0x33, 1)], "WebTransport"),
             (

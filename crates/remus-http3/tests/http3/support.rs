@@ -261,8 +261,12 @@ async fn serve_session(request: SessionRequest, ended: mpsc::Sender<Result<Sessi
         return;
     }
     let protocol = request.protocols().first().cloned();
-    let Ok(session) = request.accept(protocol.as_deref()).await else {
-        return;
+    let session = match request.accept(protocol.as_deref()).await {
+        Ok(session) => session,
+        Err(error) => {
+            let _ = ended.send(Err(error)).await;
+            return;
+        }
     };
     if path == "/drain" {
         session.drain();

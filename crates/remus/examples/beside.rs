@@ -3,6 +3,16 @@
 //! `cargo run --release -p remus --example beside` runs rounds of 64-byte calls, one at a time, alone and beside a stream of
 //! 64 MiB in 32 KiB elements, in turn, and prints the percentiles of both.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a measurement that fails says so and ends"
+)]
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;

@@ -259,7 +259,6 @@ impl Client {
     }
 
     /// A call of one method, by its full name, such as `greet.v1.Greeter/Hello`.
-    #[must_use]
     pub fn method(&self, name: &str) -> MethodCall<'_> {
         MethodCall {
             client: self,
@@ -561,7 +560,7 @@ impl MethodCall<'_> {
 
     /// Says that the call may run more than once, so that it is repeated where the connection was lost.
     pub fn idempotent(mut self) -> Self {
-        self.request.flags = self.request.flags | Flags::IDEMPOTENT;
+        self.request.flags |= Flags::IDEMPOTENT;
         self
     }
 

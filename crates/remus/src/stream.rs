@@ -14,6 +14,7 @@ use remus_wire::{ErrorCode, ErrorRecord, Message, Text};
 use crate::message::{Element, ElementStream, Metadata};
 use crate::{Codec, Error};
 
+type Encode<T> = Arc<dyn Fn(&T) -> Result<Bytes, Error> + Send + Sync>;
 type Decode<T> = Arc<dyn Fn(Bytes) -> Result<T, Error> + Send + Sync>;
 
 /// Values that arrive one by one. A [`Stream`] of `Result<T, Error>`.
@@ -87,7 +88,7 @@ impl<T> std::fmt::Debug for Streaming<T> {
 /// taken for the whole.
 pub struct StreamSender<T> {
     sender: CallSender,
-    encode: Arc<dyn Fn(&T) -> Result<Bytes, Error> + Send + Sync>,
+    encode: Encode<T>,
     finished: bool,
 }
 

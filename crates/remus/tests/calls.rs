@@ -1,5 +1,14 @@
 //! Calls of every shape over a real connection.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a step that fails is a test that fails"
+)]
+
 mod support;
 
 use std::time::Duration;

@@ -1,6 +1,15 @@
 //! How many round trips the first answer takes, counted on a path with a known delay and a clock that only moves when
 //! everything waits: what is computed takes no time, so time is round trips and nothing else.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a step that fails is a test that fails"
+)]
+
 mod support;
 
 use std::net::SocketAddr;

@@ -1,6 +1,15 @@
 //! Peers that break the rules, against a live server that serves somebody else meanwhile: each gets its own code, and memory
 //! stays bounded.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a step that fails is a test that fails"
+)]
+
 mod support;
 
 use std::collections::VecDeque;

@@ -1,0 +1,564 @@
+//! The command line: what can be written, and what it means.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use remus::Fingerprint;
+
+use crate::exit;
+use crate::failure::Failure;
+
+/// Talk to a Remus node, or run one.
+#[derive(Debug, Parser)]
+#[command(
+    name = "remus",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Start with `remus up`. Exit codes: `remus help exit-codes`.",
+    disable_help_subcommand = false
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(flatten)]
+    pub(crate) talk: Talk,
+}
+
+/// How the command talks. For every command.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Talk {
+    /// Form of the output
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", global = true)]
+    #[arg(value_enum, default_value_t = Format::Text, help_heading = "Output")]
+    pub(crate) format: Format,
+    /// When to use colours; auto also looks at NO_COLOR and CLICOLOR_FORCE
+    #[arg(long, value_name = "WHEN", global = true)]
+    #[arg(value_enum, default_value_t = Color::Auto, help_heading = "Output")]
+    pub(crate) color: Color,
+    /// Only data and errors: no notes, no progress
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub(crate) quiet: bool,
+    /// What to log on standard error, such as debug, or warn,remus=trace [default: warn; for up: info]
+    #[arg(long, value_name = "FILTER", env = "REMUS_LOG", hide_env_values = true)]
+    #[arg(global = true, help_heading = "Output")]
+    pub(crate) log: Option<String>,
+}
+
+/// Form of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// For programs: one document, or one line for each element of what streams
+    Json,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+/// Which node to talk to, and how. For every command but `up`, which uses the data directory alone.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Connection {
+    /// The node
+    #[arg(long, env = "REMUS_URL", hide_env_values = true, global = true)]
+    #[arg(default_value = "remus://localhost:4433", help_heading = "Node")]
+    pub(crate) url: String,
+    /// Data directory of the local node; its CA is trusted [default: $XDG_DATA_HOME/remus or ~/.local/share/remus]
+    #[arg(long, value_name = "DIR", env = "REMUS_DATA", hide_env_values = true)]
+    #[arg(global = true, help_heading = "Node")]
+    pub(crate) data: Option<PathBuf>,
+    /// Trust the authorities in this PEM file instead
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Node")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Trust only the certificate with this digest, as `remus up` prints it
+    #[arg(long, value_name = "SHA256", global = true, help_heading = "Node")]
+    #[arg(conflicts_with = "ca")]
+    pub(crate) pin: Option<Fingerprint>,
+    /// Use this carrier and no other
+    #[arg(long, value_enum, global = true, help_heading = "Node")]
+    pub(crate) carrier: Option<Carrier>,
+    /// How long the command may take in all, such as 500ms, 10s or 2m [default: 10s to connect, 30s for an answer]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(global = true, help_heading = "Node")]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// Options of [`Connection`] that `up` does not have.
+const CLIENT_ONLY: [&str; 5] = ["url", "ca", "pin", "carrier", "timeout"];
+
+/// What frames travel on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Carrier {
+    /// WebTransport over HTTP/3
+    #[value(name = "webtransport")]
+    WebTransport,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a node
+    Up(Up),
+    /// Call a method
+    Call(Call),
+    /// Publish to a topic
+    Pub(Publish),
+    /// Subscribe to topics
+    Sub(Subscribe),
+    /// List what the node has
+    Ls(List),
+    /// Measure the round trip to the node, and show how it is connected
+    Ping(Ping),
+    /// Copy a file to the node or from it
+    Cp(Copy),
+    /// What exit codes mean
+    #[command(hide = true)]
+    ExitCodes,
+}
+
+/// Run a node
+///
+/// Runs until Ctrl-C or SIGTERM, then lets accepted calls finish; a second signal ends it at once. Settings come from
+/// the defaults, the file, REMUS_* variables and options, each overriding what stands before it.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Where to listen, on UDP and TCP; port 0 takes any free one [default: [::]:4433]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Settings in TOML
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Call a method
+///
+/// Whether request and answer stream is looked up at the node. For a method whose requests stream, each line of the
+/// input is one request.
+#[derive(Debug, Args)]
+pub(crate) struct Call {
+    /// Full name, such as host.v1.Host/Info; `remus ls methods` lists them
+    #[arg(value_name = "SERVICE/METHOD")]
+    pub(crate) method: String,
+    /// The request: JSON, @FILE, or - for standard input [default: {}; standard input where requests stream]
+    #[arg(value_name = "JSON", allow_hyphen_values = true)]
+    pub(crate) input: Option<OsString>,
+    /// Take the answer as a stream, without asking the node
+    #[arg(long)]
+    pub(crate) stream: bool,
+    /// Send metadata; may be repeated
+    #[arg(long, short = 'm', value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) metadata: Vec<(String, String)>,
+    /// The call may run twice: repeat it where the connection is lost
+    #[arg(long)]
+    pub(crate) idempotent: bool,
+    /// Send the input and write the answer as bytes, which need not be JSON
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+/// Publish to a topic
+///
+/// Ends when the node's broker has taken the message.
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// Such as chat.room
+    pub(crate) topic: String,
+    /// Text, @FILE, or - for standard input [default: nothing]
+    #[arg(value_name = "PAYLOAD", allow_hyphen_values = true)]
+    pub(crate) payload: Option<OsString>,
+}
+
+/// Subscribe to topics
+///
+/// Prints one line for each message until Ctrl-C, and subscribes again when the node went away and came back. What is
+/// published meanwhile is missed.
+#[derive(Debug, Args)]
+pub(crate) struct Subscribe {
+    /// Such as chat.room, chat.* or 'host.>': `*` stands for one token, `>` for the rest
+    pub(crate) pattern: String,
+    /// Share the messages with the others in this group: each goes to one of them
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) queue: Option<String>,
+    /// End after this many messages
+    #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// What the node does when this side is too slow
+    #[arg(long, value_enum, default_value_t = Overflow::DropOldest)]
+    pub(crate) overflow: Overflow,
+    /// Messages that may wait at the node
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) capacity: u32,
+    /// Print payloads alone, as they are, each followed by a line break
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+/// What the node does when a subscriber is too slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Overflow {
+    /// Publishers wait
+    Wait,
+    /// The oldest message makes way
+    DropOldest,
+    /// The new message is dropped
+    DropNewest,
+    /// The subscription ends, with an error
+    End,
+}
+
+/// List what the node has
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// What to list; without it, everything
+    #[arg(value_enum)]
+    pub(crate) what: Option<Listed>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Listed {
+    Services,
+    Methods,
+    Topics,
+    Peers,
+}
+
+/// Measure the round trip to the node, and show how it is connected
+#[derive(Debug, Args)]
+pub(crate) struct Ping {
+    /// End after this many
+    #[arg(long, short = 'n', default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: u64,
+    /// Pause between two
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub(crate) interval: Duration,
+}
+
+/// Copy a file to the node or from it
+///
+/// One side is remus://HOST[:PORT]/PATH, the other a file here, or - for standard input or output. Both sides compute
+/// the SHA-256 of what they read and wrote, and the copy fails if they differ. A file appears under its name only when
+/// it is whole.
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    /// What to copy
+    #[arg(value_name = "SRC")]
+    pub(crate) source: OsString,
+    /// Where to; a directory, or a path that ends in /, takes the file under its own name
+    #[arg(value_name = "DST")]
+    pub(crate) destination: OsString,
+    /// Fail rather than replace a file
+    #[arg(long, short = 'n')]
+    pub(crate) no_clobber: bool,
+}
+
+/// Longest time that an option takes: what a message's time budget can say is longer still.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Reads `500ms`, `10s`, `2m`, `1h`; a number alone is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let unit_ms = match text.get(digits.len()..) {
+        Some("ms") => 1.0,
+        Some("" | "s") => 1e3,
+        Some("m") => 60e3,
+        Some("h") => 3600e3,
+        _ => return Err("the units are ms, s, m and h, as in 500ms".to_owned()),
+    };
+    let plain = digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number: f64 = digits
+        .parse()
+        .ok()
+        .filter(|_| plain)
+        .ok_or("expected a number and a unit, as in 500ms, 10s or 2m")?;
+    let duration = Duration::try_from_secs_f64(number * unit_ms / 1e3)
+        .ok()
+        .filter(|duration| *duration <= DURATION_MAX)
+        .ok_or("the longest is 24h")?;
+    if duration < Duration::from_millis(1) {
+        return Err("the shortest is 1ms".to_owned());
+    }
+    Ok(duration)
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+/// What the arguments amount to.
+pub(crate) enum Parsed {
+    /// A command to run.
+    Run(Box<Cli>),
+    /// Something to print on standard output: a help text or the version.
+    Print(String),
+    /// No valid command line.
+    Wrong {
+        /// For programs.
+        failure: Box<Failure>,
+        /// For people: the same with styles and usage.
+        text: String,
+        /// What was said of the output up to there.
+        format: Format,
+    },
+}
+
+/// Reads the arguments, of which the first is the program's name.
+pub(crate) fn parse(arguments: Vec<OsString>) -> Parsed {
+    let (format, color) = ahead(&arguments);
+    let mut command = Cli::command()
+        .color(match color {
+            Color::Auto => clap::ColorChoice::Auto,
+            Color::Always => clap::ColorChoice::Always,
+            Color::Never => clap::ColorChoice::Never,
+        })
+        .mut_subcommand("exit-codes", |topic| topic.override_help(exit::help()));
+    let matches = match command.try_get_matches_from_mut(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return refused(&error, format, color),
+    };
+    if let Some(("up", up)) = matches.subcommand() {
+        let given =
+            |name: &&str| up.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
+        if let Some(name) = CLIENT_ONLY.iter().find(|name| given(name)) {
+            let error = command.error(
+                clap::error::ErrorKind::ArgumentConflict,
+                format!("`up` runs a node and has no option --{name}; it takes --data, --listen and --config"),
+            );
+            return refused(&error, format, color);
+        }
+    }
+    match Cli::from_arg_matches(&matches) {
+        Ok(cli) => Parsed::Run(Box::new(cli)),
+        Err(error) => refused(&error.format(&mut command), format, color),
+    }
+}
+
+fn refused(error: &clap::Error, format: Format, color: Color) -> Parsed {
+    let rendered = error.render();
+    let stream_is_colored = match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto if error.use_stderr() => {
+            anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never
+        }
+        Color::Auto => {
+            anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never
+        }
+    };
+    let text = if stream_is_colored {
+        rendered.ansi().to_string()
+    } else {
+        rendered.to_string()
+    };
+    if !error.use_stderr() {
+        return Parsed::Print(text);
+    }
+    let plain = match error.kind() {
+        // The help alone does not say what is wrong.
+        clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            "no command was given".to_owned()
+        }
+        _ => rendered.to_string(),
+    };
+    let message = plain.strip_prefix("error: ").unwrap_or(&plain).trim_end();
+    // The first paragraph says what is wrong; usage follows.
+    let (message, rest) = message.split_once("\n\n").unwrap_or((message, ""));
+    let mut failure = Failure::usage(message);
+    if let Some(tip) = rest
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: "))
+    {
+        failure = failure.hint(tip);
+    }
+    Parsed::Wrong {
+        failure: Box::new(failure.or_hint("`remus --help` shows commands and options")),
+        text,
+        format,
+    }
+}
+
+/// The form of output and the colours that the arguments ask for, read before they are known to be valid: an error in them has to
+/// be told in the form that was asked for.
+fn ahead(arguments: &[OsString]) -> (Format, Color) {
+    let (mut format, mut color) = (Format::Text, Color::Auto);
+    let mut arguments = arguments.iter().skip(1).filter_map(|text| text.to_str());
+    while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            break;
+        }
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (argument, None),
+        };
+        match name {
+            "-o" | "--output" => {
+                let value = value.or_else(|| arguments.next());
+                format = value
+                    .and_then(|value| Format::from_str(value, false).ok())
+                    .unwrap_or(format);
+            }
+            "-ojson" => format = Format::Json,
+            "--color" => {
+                let value = value.or_else(|| arguments.next());
+                color = value
+                    .and_then(|value| Color::from_str(value, false).ok())
+                    .unwrap_or(color);
+            }
+            _ => {}
+        }
+    }
+    (format, color)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Parsed {
+        let words = std::iter::once("remus").chain(line.split_whitespace());
+        parse(words.map(OsString::from).collect())
+    }
+
+    fn cli(line: &str) -> Cli {
+        match parsed(line) {
+            Parsed::Run(cli) => *cli,
+            Parsed::Print(text) | Parsed::Wrong { text, .. } => panic!("{line}: {text}"),
+        }
+    }
+
+    fn wrong(line: &str) -> (String, Format) {
+        match parsed(line) {
+            Parsed::Wrong {
+                failure, format, ..
+            } => {
+                assert_eq!(failure.exit().code(), 2);
+                (failure.json(), format)
+            }
+            Parsed::Run(cli) => panic!("{line}: {cli:?}"),
+            Parsed::Print(text) => panic!("{line}: {text}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_command() {
+        for line in [
+            "--url remus://h:1 -o json ls",
+            "ls --url remus://h:1 -o json",
+            "ls --url=remus://h:1 -ojson",
+        ] {
+            let cli = cli(line);
+            assert_eq!(cli.connection.url, "remus://h:1");
+            assert_eq!(cli.talk.format, Format::Json);
+        }
+    }
+
+    #[test]
+    fn up_has_no_options_of_clients() {
+        for option in [
+            "--url remus://h",
+            "--ca x",
+            "--carrier webtransport",
+            "--timeout 1s",
+        ] {
+            let (json, _) = wrong(&format!("up {option}"));
+            assert!(json.contains("has no option --"), "{json}");
+        }
+        assert_eq!(cli("up --data d").connection.data, Some(PathBuf::from("d")));
+    }
+
+    #[test]
+    fn wrong_lines_are_refused_with_the_reason() {
+        for (line, reason) in [
+            ("", "no command was given"),
+            ("frobnicate", "unrecognized subcommand 'frobnicate'"),
+            ("ls --no-such", "unexpected argument '--no-such'"),
+            (
+                "ls --carrier carrier-pigeon",
+                "possible values: webtransport",
+            ),
+            ("ls --timeout soon", "the units are ms, s, m and h"),
+            ("ls --timeout 10y", "the units are ms, s, m and h"),
+            ("ls --timeout 0s", "the shortest is 1ms"),
+            ("ls --timeout 1e9s", "expected a number and a unit"),
+            ("ls --timeout=-1s", "expected a number and a unit"),
+            ("ls --timeout 25h", "the longest is 24h"),
+            ("ls --pin 12", "2 hexadecimal digits instead of 64"),
+            ("ls --ca a --pin 12", "2 hexadecimal digits instead of 64"),
+            (
+                "ls everything",
+                "possible values: services, methods, topics, peers",
+            ),
+            ("sub x --count 0", "0 is not in 1.."),
+            ("sub x --capacity 65537", "65537 is not in 1..=65536"),
+            (
+                "sub x --overflow explode",
+                "possible values: wait, drop-oldest",
+            ),
+            ("call a/b --metadata novalue", "expected KEY=VALUE"),
+            ("up --listen 4433", "invalid socket address"),
+            ("cp onlyone", "required arguments were not provided"),
+            ("-o yaml ls", "possible values: text, json"),
+        ] {
+            let (json, _) = wrong(line);
+            assert!(json.contains(reason), "{line}: {json}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_line_is_told_in_the_form_it_asks_for() {
+        for line in [
+            "ls --no-such -o json",
+            "-o=json frobnicate",
+            "ls -ojson --no-such",
+        ] {
+            assert_eq!(wrong(line).1, Format::Json, "{line}");
+        }
+        assert_eq!(wrong("call -- -o json x y z").1, Format::Text);
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, ms) in [
+            ("250ms", 250),
+            ("3", 3_000),
+            ("1.5s", 1_500),
+            ("2m", 120_000),
+            ("24h", 86_400_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1 s", "inf", "NaN", "1s2", "1.2.3s"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_exit_codes_have_a_help_topic() {
+        let Parsed::Print(text) = parsed("help exit-codes") else {
+            panic!("no help")
+        };
+        assert!(text.contains("DEADLINE_EXCEEDED"), "{text}");
+        assert!(matches!(parsed("--version"), Parsed::Print(text) if text.starts_with("remus ")));
+    }
+}

@@ -1,0 +1,86 @@
+//! The commands, one module each.
+
+mod call;
+mod cp;
+mod ls;
+mod ping;
+mod publish;
+mod subscribe;
+mod up;
+
+use std::time::Duration;
+
+use remus::ErrorCode;
+
+use crate::cli::{Cli, Command};
+use crate::connect::Node;
+use crate::exit;
+use crate::failure::{Failure, Outcome, Stop};
+use crate::output::Output;
+
+/// How long the connection is given to close when the work is done.
+const CLOSING_MAX: Duration = Duration::from_millis(500);
+
+/// Runs the command to its end, to its time limit, or to Ctrl-C.
+pub(crate) async fn run(cli: Cli, output: &Output) -> Outcome {
+    let connection = cli.connection;
+    let limit = connection.timeout;
+    match cli.command {
+        Command::Up(command) => up::run(command, connection.data, output).await,
+        Command::Sub(command) => within(limit, subscribe::run(command, &connection, output)).await,
+        Command::Ping(command) => within(limit, ping::run(command, &connection, output)).await,
+        Command::Call(command) => {
+            interruptible(within(limit, call::run(command, &connection, output))).await
+        }
+        Command::Pub(command) => {
+            interruptible(within(limit, publish::run(command, &connection, output))).await
+        }
+        Command::Ls(command) => {
+            interruptible(within(limit, ls::run(command, &connection, output))).await
+        }
+        Command::Cp(command) => {
+            interruptible(within(limit, cp::run(command, &connection, output))).await
+        }
+        Command::ExitCodes => output.data(exit::help().as_bytes()),
+    }
+}
+
+/// Runs `work` with the node, and closes the connection afterwards whatever came of it.
+async fn with_node<T>(node: Node, work: impl AsyncFnOnce(&Node) -> Outcome<T>) -> Outcome<T> {
+    let outcome = match node.connect().await {
+        Ok(_) => work(&node).await,
+        Err(failure) => return Err(failure.into()),
+    };
+    let _ = tokio::time::timeout(CLOSING_MAX, node.close()).await;
+    outcome
+}
+
+async fn within(limit: Option<Duration>, work: impl Future<Output = Outcome>) -> Outcome {
+    let Some(limit) = limit else {
+        return work.await;
+    };
+    match tokio::time::timeout(limit, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Failure::new(
+            ErrorCode::DEADLINE_EXCEEDED,
+            format!("not done within the {limit:?} of --timeout"),
+        )
+        .hint("a longer --timeout, or none")
+        .into()),
+    }
+}
+
+/// Drops `work` on Ctrl-C, which cancels calls and removes what is half done.
+async fn interruptible(work: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        outcome = work => outcome,
+        () = interrupt() => Err(Stop::Interrupted),
+    }
+}
+
+/// Ctrl-C; never, where the system has no such thing.
+async fn interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending().await
+    }
+}

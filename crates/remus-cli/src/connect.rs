@@ -1,0 +1,292 @@
+//! To the node: whom to trust, how to reach it, and what to say when that fails.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use remus::{Client, ErrorCode, LocalCa, Trust};
+use remus_transport::webtransport::{CONNECT_TIMEOUT, Target};
+use tokio::net::UdpSocket;
+
+use crate::cli::{Carrier, Connection};
+use crate::failure::{Failure, Outcome};
+
+/// How often each address is asked whether anything listens there: a datagram may be lost.
+const PROBES: u32 = 3;
+
+/// Pause between two of these questions.
+const PROBE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Addresses of one host name that are asked.
+const ADDRESSES_MAX: usize = 8;
+
+/// Where the roots come from, for what to try when they don't fit.
+#[derive(Clone, Debug)]
+enum Roots {
+    Pinned,
+    Given(PathBuf),
+    Local(PathBuf),
+}
+
+/// A node, and the way to it.
+pub(crate) struct Node {
+    pub(crate) client: Client,
+    target: Target,
+    roots: Roots,
+    deadline: Option<Instant>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// The node that the options name. Nothing is sent yet.
+    pub(crate) fn of(options: &Connection) -> Outcome<Self> {
+        Self::at(&options.url, options)
+    }
+
+    /// The node at `url`, with everything else as the options say.
+    pub(crate) fn at(url: &str, options: &Connection) -> Outcome<Self> {
+        // The only one there is; the match makes the next one a decision.
+        match options.carrier {
+            None | Some(Carrier::WebTransport) => {}
+        }
+        let target = Target::parse(url).map_err(|error| {
+            Failure::usage(error.to_string()).hint("a URL such as remus://localhost:4433")
+        })?;
+        let (trust, roots) = trust(options, &target)?;
+        let mut builder = Client::builder(url).trust(trust);
+        if let Some(timeout) = options.timeout {
+            builder = builder
+                .connect_timeout(timeout.min(CONNECT_TIMEOUT))
+                .timeout(timeout);
+        }
+        let client = builder.lazy()?;
+        // A time that the clock cannot hold is no limit.
+        let deadline = options
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+        Ok(Self {
+            client,
+            target,
+            roots,
+            deadline,
+        })
+    }
+
+    /// Host and port.
+    pub(crate) fn name(&self) -> String {
+        self.target.authority()
+    }
+
+    /// What is left of `--timeout`, if it was given.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
+        Some(left.max(Duration::from_millis(1)))
+    }
+
+    /// Connects, and gives up at once where nothing listens.
+    pub(crate) async fn connect(&self) -> Result<remus::Connection, Failure> {
+        tokio::select! {
+            connected = self.client.connection() => {
+                connected.map_err(|error| self.unreachable(&error))
+            }
+            () = nobody_listens(&self.target) => Err(self.silent("nothing listens on that port")),
+        }
+    }
+
+    /// Says goodbye, so that the node need not wait for the silence to become long.
+    pub(crate) async fn close(&self) {
+        self.client.close().await;
+    }
+
+    fn unreachable(&self, error: &remus::Error) -> Failure {
+        match error.code() {
+            ErrorCode::UNAUTHENTICATED => Failure::new(
+                ErrorCode::UNAUTHENTICATED,
+                format!(
+                    "the certificate of {} is not trusted: {}",
+                    self.name(),
+                    error.message()
+                ),
+            )
+            .hint(match &self.roots {
+                Roots::Pinned => {
+                    "compare --pin with the digest that `remus up` prints (it changes every ten days, with the certificate), or \
+                     trust the node's authority with --ca"
+                        .to_owned()
+                }
+                Roots::Given(path) => format!(
+                    "{} does not hold the authority of that node: take <data>/tls/ca.pem from it, or use --pin",
+                    path.display()
+                ),
+                Roots::Local(path) => format!(
+                    "the node keeps its data elsewhere than {}: name its directory with --data, its authority with --ca, or its \
+                     certificate's digest with --pin",
+                    path.display()
+                ),
+            }),
+            ErrorCode::UNAVAILABLE | ErrorCode::DEADLINE_EXCEEDED => self.silent(error.message()),
+            _ => Failure::from(error.clone()),
+        }
+    }
+
+    fn silent(&self, why: &str) -> Failure {
+        let name = self.name();
+        let hint = if is_local(&self.target) {
+            "start one with `remus up`, or name another with --url"
+        } else {
+            "check the name and that UDP reaches it, or name another node with --url"
+        };
+        Failure::new(
+            ErrorCode::UNAVAILABLE,
+            format!("no node answers at {name}: {why}"),
+        )
+        .hint(hint)
+    }
+}
+
+fn is_local(target: &Target) -> bool {
+    target.host().eq_ignore_ascii_case("localhost")
+        || target
+            .host()
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+/// Whose certificates are taken: `--pin`, `--ca`, or the authority of the node on this machine.
+fn trust(options: &Connection, target: &Target) -> Outcome<(Trust, Roots)> {
+    if let Some(pin) = options.pin {
+        return Ok((Trust::pinned(pin), Roots::Pinned));
+    }
+    if let Some(path) = &options.ca {
+        let trust = Trust::from_pem_file(path).map_err(|error| {
+            let code = if path.exists() {
+                ErrorCode::INVALID_ARGUMENT
+            } else {
+                ErrorCode::NOT_FOUND
+            };
+            Failure::new(code, error.to_string())
+                .hint("--ca takes a PEM file, such as <data>/tls/ca.pem of the node")
+        })?;
+        return Ok((trust, Roots::Given(path.clone())));
+    }
+    let data = remus_node::data_directory(options.data.as_deref())
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    let path = LocalCa::certificate_path(&data);
+    match Trust::from_pem_file(&path) {
+        Ok(trust) => Ok((trust, Roots::Local(data))),
+        Err(error) if path.exists() => {
+            Err(Failure::new(ErrorCode::UNAUTHENTICATED, error.to_string()).into())
+        }
+        Err(_) => Err(Failure::new(
+            ErrorCode::UNAUTHENTICATED,
+            format!(
+                "there is nothing to know {} by: {} does not exist",
+                target.authority(),
+                path.display()
+            ),
+        )
+        .hint(if is_local(target) {
+            "start a node with `remus up`, which makes it; or name the node's directory with --data, its authority with --ca, or \
+             its certificate's digest with --pin"
+        } else {
+            "name the node's authority with --ca (its <data>/tls/ca.pem), or its certificate's digest with --pin"
+        })
+        .into()),
+    }
+}
+
+/// Returns when the operating system has said for each address of the host that nothing listens on the port, and never otherwise.
+///
+/// QUIC cannot tell this from silence and would wait its whole time: an answer of that kind may be forged. Here it ends a command
+/// that a person waits for, so the worst that a forger achieves is another try.
+async fn nobody_listens(target: &Target) {
+    let Ok(addresses) = tokio::net::lookup_host((target.host(), target.port())).await else {
+        return std::future::pending().await;
+    };
+    let mut asked: u32 = 0;
+    for address in addresses.take(ADDRESSES_MAX) {
+        if !refuses(address).await {
+            return std::future::pending().await;
+        }
+        asked = asked.saturating_add(1);
+    }
+    if asked == 0 {
+        std::future::pending().await
+    }
+}
+
+async fn refuses(address: SocketAddr) -> bool {
+    let any: SocketAddr = match address {
+        SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let Ok(socket) = UdpSocket::bind(any).await else {
+        return true; // this machine cannot send to such an address at all
+    };
+    if socket.connect(address).await.is_err() {
+        return true;
+    }
+    for _ in 0..PROBES {
+        // No QUIC packet is a zero, so a node drops it without an answer.
+        if socket.send(&[0]).await.is_err_and(is_refusal) {
+            return true;
+        }
+        let mut answer = [0; 1];
+        match tokio::time::timeout(PROBE_PAUSE, socket.recv(&mut answer)).await {
+            Ok(Err(error)) => return is_refusal(error),
+            Ok(Ok(_)) => return false,
+            Err(_) => {}
+        }
+    }
+    false
+}
+
+fn is_refusal(error: std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ConnectionRefused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
+    }
+
+    #[test]
+    fn a_port_that_nobody_has_is_told_from_one_that_is_silent() {
+        run(async {
+            let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let address = silent.local_addr().unwrap();
+            assert!(!refuses(address).await);
+            drop(silent);
+            assert!(refuses(address).await);
+        });
+    }
+
+    #[test]
+    fn loopback_is_local() {
+        for (url, local) in [
+            ("remus://localhost", true),
+            ("remus://LOCALHOST:1", true),
+            ("remus://127.1.2.3", true),
+            ("remus://[::1]:1", true),
+            ("remus://localhost.example.org", false),
+            ("remus://10.0.0.1", false),
+        ] {
+            assert_eq!(is_local(&Target::parse(url).unwrap()), local, "{url}");
+        }
+    }
+}

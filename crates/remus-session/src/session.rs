@@ -622,6 +622,14 @@ impl Session {
         self.peer_ids.clear();
         self.batches.clear();
         self.deadlines.clear();
+        // What stands ready on the lanes still leaves, a refusal for example; what waited for its turn does not.
+        for stream in self.streams.iter_mut().flatten() {
+            stream.send.clear();
+            stream.recv.assembly = None;
+            stream.call = None;
+        }
+        self.queued_bytes = 0;
+        self.assembling = 0;
         self.events.push_back(Event::Closed(reason));
         self.dirty = u32::MAX;
     }

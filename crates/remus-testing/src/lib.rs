@@ -4,5 +4,6 @@
 
 pub mod fuzz;
 mod rng;
+pub mod sim;
 
 pub use rng::{Rng, SEED_VARIABLE, for_each_seed};

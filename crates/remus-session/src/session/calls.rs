@@ -17,6 +17,10 @@ use crate::event::{Event, Incoming, Side};
 use crate::lane::{LANES_MAX, LaneId};
 use crate::stream::Stream;
 
+/// Length of an answer that only says that the answers together are too large for the caller, in bytes. As many as a batch may
+/// have calls fit the smallest limit.
+const SHORT_ERROR: usize = Message::HEADER_LEN + 16;
+
 /// Most calls of one batch that are admitted; more is refused as a whole.
 const BATCH_MAX: usize = remus_wire::MAX_BATCH as usize;
 
@@ -722,25 +726,20 @@ impl Session {
     fn gather(&mut self, now: Timestamp, place: u32, position: usize, mut message: Message) {
         let limit = usize::try_from(self.peer_limits.max_message).unwrap_or(usize::MAX);
         let place = usize::try_from(place).unwrap_or(usize::MAX);
-        let Some(bytes) = self.batches.get(place).map(|batch| batch.bytes) else {
+        let Some(batch) = self.batches.get(place) else {
             return;
         };
-        if bytes
+        // Whatever the others say, there has to be room to say that they do not fit.
+        let others = batch.missing.saturating_sub(1).saturating_mul(SHORT_ERROR);
+        let whole = batch
+            .bytes
             .saturating_add(message.encoded_len())
-            .saturating_add(Message::HEADER_LEN)
-            > limit
-        {
+            .saturating_add(others)
+            .saturating_add(Message::HEADER_LEN);
+        if whole > limit {
             let id = message.request_id;
-            let text = format!(
-                "the batch's answers together exceed the {limit} bytes that the caller takes"
-            );
-            message = self.answer_message(
-                now,
-                Answer::Error(ErrorRecord::new(
-                    ErrorCode::MESSAGE_TOO_LARGE,
-                    Text::from(text),
-                )),
-            );
+            let error = ErrorRecord::new(ErrorCode::MESSAGE_TOO_LARGE, Text::new());
+            message = self.answer_message(now, Answer::Error(error));
             message.request_id = id;
         }
         let Some(batch) = self.batches.get_mut(place) else {

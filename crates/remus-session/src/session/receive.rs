@@ -330,7 +330,8 @@ impl Session {
         assembly.push(&bytes, &limits)?;
         let (len, total) = (assembly.bytes().len(), assembly.total);
         if let (None, Some(total), false) = (known, total, last) {
-            if assembling.saturating_add(total) > budget {
+            // A shared stream cannot give way, and holds one message at most.
+            if assembling.saturating_add(total) > budget && !Stream::is_shared(id) {
                 // Too much is half-received already: this stream gives way, the session goes on.
                 assembly.total = None;
                 self.give_way(now, id);

@@ -7,12 +7,14 @@ mod frame;
 mod http3;
 mod message;
 mod record;
+mod session;
 
 pub use self::{
     frame::frame,
     http3::{capsule, h3_frame, qpack},
     message::{batch, message},
     record::{capability, discovery, error_record, handshake, heartbeat, schema, shutdown},
+    session::session,
 };
 
 use crate::Rng;

@@ -8,6 +8,7 @@ mod http3;
 mod message;
 mod record;
 mod session;
+mod session_input;
 
 pub use self::{
     frame::frame,
@@ -15,6 +16,7 @@ pub use self::{
     message::{batch, message},
     record::{capability, discovery, error_record, handshake, heartbeat, schema, shutdown},
     session::session,
+    session_input::session_input,
 };
 
 use crate::Rng;
@@ -36,6 +38,8 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("message", message),
     ("qpack", qpack),
     ("schema", schema),
+    ("session", session),
+    ("session_input", session_input),
     ("shutdown", shutdown),
 ];
 

@@ -188,12 +188,7 @@ impl Supervisor {
             *writer = Writer::Busy;
         }
         let writing = write_lane(Arc::clone(&self.inner), lane, send);
-        let reading = read_lane(
-            Arc::clone(&self.inner),
-            lane,
-            recv,
-            self.link.quic().clone(),
-        );
+        let reading = read_lane(Arc::clone(&self.inner), self.link.clone(), lane, recv);
         self.inner.tasks.spawn(writing.in_current_span());
         self.inner.tasks.spawn(reading.in_current_span());
     }
@@ -239,12 +234,24 @@ impl Supervisor {
 }
 
 /// Reads one lane until it ends.
-async fn read_lane(inner: Arc<Inner>, lane: LaneId, mut recv: RecvStream, quic: quinn::Connection) {
+async fn read_lane(
+    inner: Arc<Inner>,
+    link: remus_http3::Session,
+    lane: LaneId,
+    mut recv: RecvStream,
+) {
     loop {
         let mut input = match recv.read_chunk(READ_MAX).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => {
                 inner.lane_ended(lane);
+                if lane == LaneId::ZERO {
+                    // The link's own end follows, with code and reason; the supervisor acts on it.
+                    let ended = tokio::time::timeout(LINGER_MAX, link.closed()).await;
+                    if ended.is_err() {
+                        inner.lane_broke(lane, "the peer ended it and kept the link");
+                    }
+                }
                 return;
             }
             Err(error) => {
@@ -258,7 +265,7 @@ async fn read_lane(inner: Arc<Inner>, lane: LaneId, mut recv: RecvStream, quic: 
             let open = {
                 let now = inner.clock.now();
                 let mut core = inner.lock();
-                core.session.set_round_trip(quic.min_rtt());
+                core.session.set_round_trip(link.quic().min_rtt());
                 // An error has already become the session's end.
                 let _ = core.session.handle_input(now, lane, &mut input);
                 waiting |= !core.session.wants_input() && !input.is_empty();
@@ -480,15 +487,8 @@ impl Inner {
     }
 
     fn lane_ended(self: &Arc<Self>, lane: LaneId) {
-        {
-            let mut core = self.lock();
-            // An error has already become the session's end.
-            let _ = core.session.handle_lane_end(lane);
-            if lane == LaneId::ZERO {
-                core.session
-                    .carrier_lost(ErrorCode::UNAVAILABLE, "the peer ended the control lane");
-            }
-        }
+        // An error has already become the session's end.
+        let _ = self.lock().session.handle_lane_end(lane);
         self.pump();
     }
 

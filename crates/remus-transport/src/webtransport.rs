@@ -337,11 +337,13 @@ async fn serve_connection(
             return;
         }
     };
+    let mut told = false;
     let tasks = TaskTracker::new();
     loop {
         let incoming = tokio::select! {
             incoming = http3.accept() => incoming,
-            () = stop.cancelled(), if !http3.is_going_away() => {
+            () = stop.cancelled(), if !told => {
+                told = true;
                 http3.goaway();
                 continue;
             }
@@ -419,6 +421,7 @@ fn judge(
 mod tests {
     use super::*;
 
+    /// Spec: TRANS-1, TRANS-2, TRANS-3
     #[test]
     fn urls_are_read_and_wrong_ones_say_why() {
         let target = Target::parse("remus://[::1]:99/x").unwrap();
@@ -426,10 +429,9 @@ mod tests {
             (target.host(), target.port(), target.authority().as_str()),
             ("::1", 99, "[::1]:99")
         );
-        assert_eq!(
-            Target::parse("https://example.org").unwrap().port(),
-            DEFAULT_PORT
-        );
+        for url in ["remus://example.org", "https://example.org"] {
+            assert_eq!(Target::parse(url).unwrap().port(), 4433, "{url}");
+        }
         for (url, why) in [
             ("localhost:4433", "must begin"),
             ("http://localhost", "scheme"),

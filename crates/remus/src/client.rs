@@ -267,6 +267,42 @@ impl Client {
         }
     }
 
+    /// Makes several unary calls in one message, undecoded. They run at once; the answers come together, in the same order.
+    ///
+    /// Metadata, priority and deadline of each request travel with it; the batch as a whole has the client's default time
+    /// budget. At most 1,024 requests, and all of them together at most as long as one message of the peer's.
+    ///
+    /// # Errors
+    ///
+    /// That of the batch as a whole: INVALID_ARGUMENT for an empty or too long one, the errors of calls. Each member has its own
+    /// result.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the calls, and the work behind them.
+    pub async fn batch(
+        &self,
+        requests: Vec<Request<Bytes>>,
+    ) -> Result<Vec<Result<Response<Bytes>, Error>>, Error> {
+        let connection = self.connection().await?;
+        let members = requests
+            .into_iter()
+            .map(|request| {
+                let mut member = outgoing(&request);
+                member.timeout = time_left(request.deadline);
+                member.payload = request.body;
+                member
+            })
+            .collect();
+        let answers = connection
+            .call_batch(members, Some(self.default_timeout()))
+            .await?;
+        Ok(answers
+            .into_iter()
+            .map(|answer| answer.map(response).map_err(Error::from))
+            .collect())
+    }
+
     /// The connection in use; makes one if there is none.
     ///
     /// # Errors
@@ -457,11 +493,7 @@ impl Client {
     /// A call of any shape, undecoded: what `tower::Service` does. A body that streams is sent by a task of its own.
     async fn raw(self, request: Request<Body>) -> Result<Response<Body>, Error> {
         let mut outgoing = outgoing(&request);
-        outgoing.timeout = request.deadline.map(|deadline| {
-            deadline
-                .saturating_duration_since(Instant::now())
-                .max(Duration::from_millis(1))
-        });
+        outgoing.timeout = time_left(request.deadline);
         match request.body {
             Body::Empty => {}
             Body::Single(payload) => outgoing.payload = payload,
@@ -501,6 +533,12 @@ impl tower_service::Service<Request<Body>> for Client {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         Box::pin(self.clone().raw(request))
     }
+}
+
+/// A deadline as a budget; one that has passed still has a millisecond, because none at all would mean no limit.
+fn time_left(deadline: Option<Instant>) -> Option<Duration> {
+    let left = deadline?.saturating_duration_since(Instant::now());
+    Some(left.max(Duration::from_millis(1)))
 }
 
 fn outgoing<B>(request: &Request<B>) -> Outgoing {

@@ -81,6 +81,8 @@ fn round_trips(start: Instant) -> u32 {
 }
 
 /// Spec: CORE first flight: offer to schema offer and the first call leave together, and are answered together.
+///
+/// Spec: TRANS-46
 #[tokio::test]
 async fn the_first_answer_comes_one_round_trip_after_the_quic_handshake() {
     let echo =

@@ -19,7 +19,7 @@ pub struct Host {
     pub connections: remus::Connections,
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Host {
@@ -32,6 +32,21 @@ impl Host {
         change: impl FnOnce(remus::ServerBuilder) -> remus::ServerBuilder,
     ) -> Self {
         let data = tempfile::tempdir().unwrap();
+        Self::start_at(router, data, "127.0.0.1:0".parse().unwrap(), change).await
+    }
+
+    /// The same host again after its end: same certificate authority, same address.
+    pub async fn restart(&mut self, router: Router, address: std::net::SocketAddr) -> Self {
+        let data = std::mem::replace(&mut self.data, tempfile::tempdir().unwrap());
+        Self::start_at(router, data, address, |builder| builder).await
+    }
+
+    async fn start_at(
+        router: Router,
+        data: tempfile::TempDir,
+        address: std::net::SocketAddr,
+        change: impl FnOnce(remus::ServerBuilder) -> remus::ServerBuilder,
+    ) -> Self {
         let path = data.path().to_owned();
         let ca = tokio::task::spawn_blocking(move || {
             LocalCa::load_or_create(&path, &["localhost"]).unwrap()
@@ -41,7 +56,7 @@ impl Host {
         let trust = Trust::from_pem_file(&LocalCa::certificate_path(data.path())).unwrap();
         let builder = Server::builder(router)
             .identity(ca.live() as Arc<_>)
-            .listen("127.0.0.1:0".parse().unwrap());
+            .listen(address);
         let server = change(builder).bind().unwrap();
         let url = format!("remus://127.0.0.1:{}", server.local_address().port());
         let connections = server.connections();
@@ -58,7 +73,7 @@ impl Host {
             connections,
             stop: Some(stop),
             task: Some(task),
-            _data: data,
+            data,
         }
     }
 

@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use remus::{
-    Body, Codec as _, Error, Json, MethodKind, Raw, Request, Response, Service, Streaming,
+    Body, Codec as _, Error, ErrorCode, Json, MethodKind, Raw, Request, Response, Service,
+    Streaming,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -220,8 +221,8 @@ impl Files {
 /// A place among the transfers of one direction.
 fn place(places: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Error> {
     Arc::clone(places).try_acquire_owned().map_err(|_| {
-        Error::resource_exhausted(format!("the node has as many {what} as it allows"))
-            .with_retry_after(BUSY_RETRY)
+        let text = format!("the node has as many {what} as it allows");
+        Error::new(ErrorCode::TOO_MANY_CALLS, text).with_retry_after(BUSY_RETRY)
     })
 }
 

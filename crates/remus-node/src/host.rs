@@ -215,7 +215,7 @@ pub struct ProcessInfo {
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     commands: Commands,
-    topic_name: String,
+    name: String,
 }
 
 /// The thread behind a [`Host`].
@@ -230,7 +230,8 @@ impl Host {
     pub(crate) fn start(
         publish: impl FnMut(&str, Bytes) + Send + 'static,
     ) -> io::Result<(Self, HostThread)> {
-        let topic_name = topic_token(&sysinfo::System::host_name().unwrap_or_default());
+        let name = sysinfo::System::host_name().unwrap_or_else(|_| "localhost".to_owned());
+        let topic_name = topic_token(&name);
         let (commands, receiver) = sampler::channel();
         let mut sampler = Sampler::new(&topic_name, publish).map_err(io::Error::other)?;
         let thread = thread::Builder::new()
@@ -238,7 +239,7 @@ impl Host {
             .spawn(move || sampler.run(&receiver))?;
         let host = Self {
             commands: commands.clone(),
-            topic_name,
+            name,
         };
         let thread = HostThread {
             commands,
@@ -247,9 +248,9 @@ impl Host {
         Ok((host, thread))
     }
 
-    /// The machine's name in topics.
-    pub(crate) fn topic_name(&self) -> &str {
-        &self.topic_name
+    /// The machine's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The service.

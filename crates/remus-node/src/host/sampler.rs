@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use remus::Error;
+use remus::{Error, ErrorCode};
 use serde::Serialize;
 use sysinfo::{
     Disks, MINIMUM_CPU_UPDATE_INTERVAL, Networks, ProcessRefreshKind, ProcessesToUpdate, System,
@@ -54,10 +54,11 @@ impl Commands {
     /// Asks, without waiting.
     pub(super) fn send(&self, command: Command) -> Result<(), Error> {
         self.0.try_send(command).map_err(|error| match error {
-            TrySendError::Full(_) => {
-                Error::resource_exhausted("too many questions about this host wait for an answer")
-                    .with_retry_after(PERIOD)
-            }
+            TrySendError::Full(_) => Error::new(
+                ErrorCode::TOO_MANY_CALLS,
+                "too many questions about this host wait for an answer",
+            )
+            .with_retry_after(PERIOD),
             TrySendError::Disconnected(_) => Error::unavailable("the node is shutting down"),
         })
     }

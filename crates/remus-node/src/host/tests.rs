@@ -69,7 +69,7 @@ fn all_four_topics_are_published_and_the_thread_ends() {
     .unwrap();
     let read = |what: &str| {
         let (topic, json) = samples.recv().unwrap();
-        assert_eq!(topic, format!("host.{}.{what}", host.topic_name()));
+        assert_eq!(topic, format!("host.{}.{what}", topic_token(host.name())));
         json
     };
     let cpu: CpuSample = serde_json::from_slice(&read("cpu")).unwrap();

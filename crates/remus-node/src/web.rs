@@ -1,0 +1,177 @@
+//! Plain HTTP on the node's port: the same pages over HTTP/1.1 and HTTP/2 (TCP) and over HTTP/3 (QUIC).
+//!
+//! | path | answers |
+//! | --- | --- |
+//! | `/.well-known/remus` | JSON [`WellKnown`]: transports, ports, versions, certificates |
+//! | `/livez` | 200: the process answers |
+//! | `/readyz` | 200 while it takes new work, 503 once it is stopping |
+//!
+//! Everything else is 404. Nothing here needs a session, and nothing here tells what the certificate and the handshake
+//! don't tell anyway.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::UNIX_EPOCH;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{Response, StatusCode};
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use remus::LiveIdentity;
+use serde::{Deserialize, Serialize};
+
+pub(crate) mod http3;
+pub(crate) mod tcp;
+
+/// Bytes of a request's body. No page takes any; clients that send some all the same are not cut off for it.
+const BODY_MAX: usize = 64 * 1024;
+
+/// What is at `/.well-known/remus`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WellKnown {
+    /// The node's machine.
+    pub node: String,
+    /// The software and its version, such as `remus/2.0.0`.
+    pub software: String,
+    /// Versions of the protocol that are spoken.
+    pub versions: Vec<String>,
+    /// Ways to open a session, the preferred one first.
+    pub transports: Vec<Transport>,
+    /// Certificates that may be presented, for clients that pin them.
+    pub certificates: Vec<Certificate>,
+}
+
+/// One way to open a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transport {
+    /// Its kind: `webtransport`.
+    pub kind: String,
+    /// The port, on the host that was asked.
+    pub port: u16,
+    /// The path of the session.
+    pub path: String,
+    /// The subprotocol to offer.
+    pub protocol: String,
+}
+
+/// A certificate, by its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// How the digest is made, in the form that browsers take: `sha-256`.
+    pub algorithm: String,
+    /// The digest of the certificate's DER form, in lower-case hex.
+    pub hex: String,
+    /// The same in base64.
+    pub base64: String,
+    /// The last second in which it is valid, in s since the Unix epoch.
+    pub not_after: u64,
+}
+
+/// What the pages tell of.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    node: String,
+    port: u16,
+    identity: Arc<LiveIdentity>,
+    ready: AtomicBool,
+}
+
+impl Site {
+    pub(crate) fn new(node: String, port: u16, identity: Arc<LiveIdentity>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                node,
+                port,
+                identity,
+                ready: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// Says whether the node takes new work.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.shared.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// The pages.
+    pub(crate) fn router(&self) -> Router {
+        Router::new()
+            .route("/.well-known/remus", get(well_known))
+            .route("/livez", get(|| async { text(StatusCode::OK, "alive\n") }))
+            .route("/readyz", get(ready))
+            .fallback(|| async { text(StatusCode::NOT_FOUND, "there is no such page\n") })
+            .with_state(self.clone())
+    }
+
+    fn describe(&self) -> WellKnown {
+        let identity = self.shared.identity.current();
+        let fingerprint = identity.fingerprint();
+        let until_epoch = identity.not_after().duration_since(UNIX_EPOCH);
+        WellKnown {
+            node: self.shared.node.clone(),
+            software: format!("remus/{}", env!("CARGO_PKG_VERSION")),
+            versions: vec!["2.0".to_owned()],
+            transports: vec![Transport {
+                kind: "webtransport".to_owned(),
+                port: self.shared.port,
+                path: "/remus/v2".to_owned(),
+                protocol: "remus.v2".to_owned(),
+            }],
+            certificates: vec![Certificate {
+                algorithm: "sha-256".to_owned(),
+                hex: fingerprint.to_string(),
+                base64: STANDARD.encode(fingerprint.as_bytes()),
+                not_after: until_epoch.unwrap_or_default().as_secs(),
+            }],
+        }
+    }
+}
+
+async fn well_known(State(site): State<Site>) -> Response<Body> {
+    match serde_json::to_vec_pretty(&site.describe()) {
+        Ok(json) => {
+            let mut response = page(StatusCode::OK, "application/json", json);
+            // The certificate in it changes.
+            let headers = response.headers_mut();
+            headers.insert(
+                CACHE_CONTROL,
+                axum::http::HeaderValue::from_static("no-cache"),
+            );
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "the node's description cannot be written as JSON");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
+        }
+    }
+}
+
+async fn ready(State(site): State<Site>) -> Response<Body> {
+    if site.shared.ready.load(Ordering::Relaxed) {
+        text(StatusCode::OK, "ready\n")
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+fn text(status: StatusCode, content: &'static str) -> Response<Body> {
+    page(status, "text/plain; charset=utf-8", content.into())
+}
+
+fn page(status: StatusCode, kind: &'static str, content: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(content));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, axum::http::HeaderValue::from_static(kind));
+    response
+}

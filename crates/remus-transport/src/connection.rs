@@ -163,8 +163,7 @@ impl Inner {
         let now = self.clock.now();
         let mut core = self.lock();
         let result = step(&mut core, now);
-        let supervise =
-            core.wake_writers() || core.session.has_events() || core.session.needs_rearm();
+        let supervise = core.wants_supervisor();
         drop(core);
         if supervise {
             self.supervisor.notify_one();
@@ -178,8 +177,17 @@ impl Inner {
 }
 
 impl Core {
+    /// Wakes the writers of lanes that have something to send. True when there is something else to do, which is the
+    /// supervisor's: a lane to open, events, a datagram, a timer that has become too late.
+    pub(crate) fn wants_supervisor(&mut self) -> bool {
+        self.wake_writers()
+            || self.session.has_events()
+            || self.session.has_datagrams()
+            || self.session.needs_rearm()
+    }
+
     /// Wakes the writers of lanes that have something to send. True when a lane has to be opened first.
-    pub(crate) fn wake_writers(&mut self) -> bool {
+    fn wake_writers(&mut self) -> bool {
         let mut dirty = self.session.take_dirty_lanes();
         let mut open = false;
         while dirty != 0 {

@@ -320,9 +320,9 @@ impl Inner {
                 core.session.respond(now, key, answer);
             }
             let more = self.take_events(&mut core, now, &mut requests);
-            let open = core.wake_writers() || core.session.needs_rearm();
+            let wanted = core.wants_supervisor();
             drop(core);
-            if open {
+            if wanted {
                 self.supervisor.notify_one();
             }
             if requests.is_empty() && !more {

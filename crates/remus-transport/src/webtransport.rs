@@ -132,12 +132,12 @@ impl Target {
         if host.is_empty() {
             return Err(bad("it names no host"));
         }
-        let port = match authority.port() {
-            None => DEFAULT_PORT,
-            Some(port) => port
-                .as_str()
-                .parse()
-                .ok()
+        // Not `Authority::port`, which takes a port that is no number for none at all.
+        let port = match authority.as_str().get(authority.host().len()..) {
+            None | Some("") => DEFAULT_PORT,
+            Some(rest) => rest
+                .strip_prefix(':')
+                .and_then(|port| port.parse().ok())
                 .filter(|port| *port != 0)
                 .ok_or_else(|| bad("the port must be 1 to 65535"))?,
         };
@@ -438,7 +438,8 @@ mod tests {
             ("remus://", "cannot be read"),
             ("remus://a:b@host", "token"),
             ("remus://host:0", "port"),
-            ("remus://host:70000", ""),
+            ("remus://host:70000", "port"),
+            ("remus://[::1]:70000", "port"),
         ] {
             let error = Target::parse(url).unwrap_err().to_string();
             assert!(error.contains(why), "{url}: {error}");

@@ -288,3 +288,18 @@ async fn a_batch_is_answered_in_order_each_member_for_itself() {
         ErrorCode::INVALID_ARGUMENT
     );
 }
+
+#[tokio::test]
+async fn each_ping_comes_back_by_itself() {
+    let host = Host::start(Router::new().service(echo())).await;
+    let client = host.client().await;
+    let connection = client.connection().await.unwrap();
+    connection.active().await.unwrap();
+    // Nothing else moves on this connection: an echo that waited for the next timer would show the timer's 3 s.
+    tokio::time::pause();
+    let start = tokio::time::Instant::now();
+    for _ in 0..20 {
+        connection.ping().await.unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}: echoes waited for a timer", start.elapsed());
+}

@@ -74,6 +74,12 @@ impl Session {
         }
     }
 
+    /// Whether [`Session::poll_datagram`] has something.
+    #[must_use]
+    pub fn has_datagrams(&self) -> bool {
+        !self.datagrams.is_empty()
+    }
+
     /// The next datagram to send, if the carrier has them.
     pub fn poll_datagram(&mut self) -> Option<Bytes> {
         self.datagrams.pop_front()

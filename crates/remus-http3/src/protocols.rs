@@ -144,6 +144,7 @@ mod tests {
         assert_eq!(offered(&headers(&[""])), [""; 0]);
     }
 
+    /// Spec: TRANS-23
     #[test]
     fn a_field_that_is_no_list_of_strings_is_ignored() {
         for value in [

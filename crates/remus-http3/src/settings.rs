@@ -200,6 +200,8 @@ mod tests {
     }
 
     /// The bytes of decision 0002. A change here changes which browsers can connect.
+    ///
+    /// Spec: TRANS-12, TRANS-13
     #[test]
     fn control_stream_begins_with_these_bytes() {
         #[rustfmt::skip]
@@ -219,6 +221,8 @@ mod tests {
     }
 
     /// What the browsers in the field send, byte order of the pairs included.
+    ///
+    /// Spec: TRANS-17
     #[test]
     fn reads_the_settings_of_browsers() {
         let chromium = encode(&[
@@ -245,6 +249,7 @@ mod tests {
         assert_eq!(safari.connect_token(), "webtransport");
     }
 
+    /// Spec: TRANS-15
     #[test]
     fn rejects_what_the_rfc_forbids() {
         let cases: [(&[(u64, u64)], Code); 5] = [

@@ -281,6 +281,7 @@ mod tests {
     use super::*;
     use crate::policy::TlsPolicy;
 
+    /// Spec: TRANS-9
     #[test]
     fn a_pinned_certificate_is_refused_outside_its_time() {
         let key = rcgen::KeyPair::generate().unwrap();

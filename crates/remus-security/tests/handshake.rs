@@ -92,6 +92,7 @@ fn node() -> (tempfile::TempDir, LocalCa) {
     (data, ca)
 }
 
+/// Spec: TRANS-5
 #[test]
 fn native_peers_speak_tls_1_3_with_post_quantum_key_exchange() {
     let (data, ca) = node();
@@ -134,6 +135,7 @@ fn a_resumed_session_exchanges_post_quantum_keys_again() {
     );
 }
 
+/// Spec: TRANS-6
 #[test]
 fn a_classic_client_is_refused_where_post_quantum_is_required_and_served_where_preferred() {
     let (_data, ca) = node();
@@ -156,6 +158,7 @@ fn a_classic_client_is_refused_where_post_quantum_is_required_and_served_where_p
     assert_eq!(negotiated.key_exchange, Some("X25519"));
 }
 
+/// Spec: TRANS-6
 #[test]
 fn a_client_that_lists_post_quantum_first_gets_it() {
     let (_data, ca) = node();
@@ -179,6 +182,7 @@ fn a_client_that_lists_post_quantum_first_gets_it() {
     );
 }
 
+/// Spec: TRANS-5
 #[test]
 fn a_native_client_refuses_a_classic_server() {
     let (data, ca) = node();
@@ -207,6 +211,7 @@ fn record(kind: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Spec: TRANS-4
 #[test]
 fn a_tls_1_2_client_is_refused() {
     let (_data, ca) = node();
@@ -238,6 +243,7 @@ fn a_tls_1_2_client_is_refused() {
     }
 }
 
+/// Spec: TRANS-4
 #[test]
 fn a_tls_1_2_server_is_refused() {
     let (data, _ca) = node();
@@ -260,6 +266,7 @@ fn a_tls_1_2_server_is_refused() {
     }
 }
 
+/// Spec: TRANS-7
 #[test]
 fn another_application_protocol_is_refused() {
     let (data, ca) = node();
@@ -275,6 +282,7 @@ fn another_application_protocol_is_refused() {
     }
 }
 
+/// Spec: TRANS-8
 #[test]
 fn the_server_is_known_by_each_of_its_names_and_no_other() {
     let data = tempfile::tempdir().unwrap();
@@ -299,6 +307,7 @@ fn the_server_is_known_by_each_of_its_names_and_no_other() {
     }
 }
 
+/// Spec: TRANS-8
 #[test]
 fn a_server_of_another_authority_is_refused() {
     let (_data, ca) = node();
@@ -331,6 +340,7 @@ fn authorities_of_several_files_are_all_trusted() {
     }
 }
 
+/// Spec: TRANS-9
 #[test]
 fn a_pinned_certificate_is_accepted_under_any_name() {
     let (_data, ca) = node();
@@ -340,6 +350,7 @@ fn a_pinned_certificate_is_accepted_under_any_name() {
     handshake(&client, &server, "not-in-the-certificate.example").unwrap();
 }
 
+/// Spec: TRANS-8, TRANS-9
 #[test]
 fn a_certificate_other_than_the_pinned_one_is_refused_with_both_digests() {
     let (_data, ca) = node();
@@ -371,6 +382,7 @@ fn a_certificate_other_than_the_pinned_one_is_refused_with_both_digests() {
     }
 }
 
+/// Spec: TRANS-9
 #[test]
 fn a_pinned_certificate_without_its_key_is_refused() {
     let (_data, ca) = node();

@@ -297,6 +297,7 @@ mod tests {
         );
     }
 
+    /// Spec: TRANS-28
     #[test]
     fn frames_come_out_whole_however_the_bytes_are_cut() {
         let mut ready = Ready::default();

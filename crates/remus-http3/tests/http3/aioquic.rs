@@ -7,6 +7,7 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::support::{Node, guarded};
 
+/// Spec: TRANS-12, TRANS-13, TRANS-25
 #[tokio::test]
 async fn its_client_gets_everything_that_a_browser_needs() {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/foreign");

@@ -117,6 +117,7 @@ fn is_initial_alone(datagram: &[u8]) -> bool {
     len == rest.len()
 }
 
+/// Spec: TRANS-11, TRANS-45
 #[tokio::test]
 async fn a_streams_payload_goes_with_the_end_of_the_handshake() {
     guarded(async {

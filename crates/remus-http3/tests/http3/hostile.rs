@@ -161,6 +161,7 @@ async fn stop_code(send: &mut SendStream) -> Code {
 
 // ---- before HTTP/3 ----
 
+/// Spec: TRANS-7
 #[tokio::test]
 async fn garbage_datagrams_and_a_wrong_alpn() {
     guarded(async {
@@ -186,6 +187,7 @@ async fn garbage_datagrams_and_a_wrong_alpn() {
 
 // ---- the control stream ----
 
+/// Spec: TRANS-11, TRANS-15, TRANS-16
 #[tokio::test]
 async fn faults_on_unidirectional_streams_end_the_connection() {
     guarded(async {
@@ -290,6 +292,7 @@ async fn closing_a_critical_stream_ends_the_connection() {
     .await;
 }
 
+/// Spec: TRANS-11
 #[tokio::test]
 async fn no_settings_at_all_ends_the_connection() {
     guarded(async {
@@ -302,6 +305,7 @@ async fn no_settings_at_all_ends_the_connection() {
     .await;
 }
 
+/// Spec: TRANS-15
 #[tokio::test]
 async fn unknown_streams_frames_and_settings_are_skipped() {
     guarded(async {
@@ -333,6 +337,7 @@ async fn unknown_streams_frames_and_settings_are_skipped() {
 
 // ---- request streams ----
 
+/// Spec: TRANS-16, TRANS-27
 #[tokio::test]
 async fn faults_on_request_streams_that_end_the_connection() {
     guarded(async {
@@ -469,6 +474,26 @@ async fn half_a_head_is_not_waited_for_for_ever() {
     .await;
 }
 
+/// Spec: TRANS-18
+#[tokio::test]
+async fn both_names_of_the_protocol_open_a_session() {
+    guarded(async {
+        let hostile = Hostile::new().await;
+        for protocol in ["webtransport", "webtransport-h3"] {
+            let request = headers(&[
+                (":method", "CONNECT"),
+                (":scheme", "https"),
+                (":authority", "localhost"),
+                (":path", "/echo"),
+                (":protocol", protocol),
+            ]);
+            let (_send, mut recv) = hostile.bi(&request).await;
+            assert_eq!(read_status(&mut recv).await, 200, "{protocol}");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn floods_of_nothing_end_the_connection() {
     guarded(async {
@@ -527,6 +552,7 @@ async fn rapid_resets_end_the_connection() {
 
 // ---- sessions ----
 
+/// Spec: TRANS-48, TRANS-50
 #[tokio::test]
 async fn faults_of_capsules_end_the_session_only() {
     guarded(async {
@@ -597,6 +623,7 @@ async fn the_end_of_the_connect_stream_inside_a_capsule_ends_the_session() {
     .await;
 }
 
+/// Spec: TRANS-48
 #[tokio::test]
 async fn data_after_close_is_an_error_even_when_it_comes_later() {
     guarded(async {
@@ -616,6 +643,7 @@ async fn data_after_close_is_an_error_even_when_it_comes_later() {
     .await;
 }
 
+/// Spec: TRANS-45
 #[tokio::test]
 async fn early_streams_and_datagrams_wait_for_their_session() {
     guarded(async {
@@ -717,6 +745,7 @@ async fn a_flood_of_early_streams_is_refused_and_then_ends_the_connection() {
     .await;
 }
 
+/// Spec: TRANS-50
 #[tokio::test]
 async fn streams_of_what_is_no_session_are_refused() {
     guarded(async {
@@ -740,6 +769,7 @@ async fn streams_of_what_is_no_session_are_refused() {
     .await;
 }
 
+/// Spec: TRANS-41
 #[tokio::test]
 async fn faults_of_datagrams() {
     guarded(async {

@@ -104,6 +104,7 @@ fn get() -> http::Request<()> {
     http::Request::get("https://localhost/").body(()).unwrap()
 }
 
+/// Spec: TRANS-17
 #[tokio::test]
 async fn every_dialect_gets_the_protocol_name_it_expects() {
     guarded(async {
@@ -155,6 +156,7 @@ async fn every_dialect_gets_the_protocol_name_it_expects() {
     .await;
 }
 
+/// Spec: TRANS-14
 #[tokio::test]
 async fn a_server_without_webtransport_or_datagrams_is_named_so() {
     guarded(async {
@@ -196,6 +198,7 @@ async fn the_number_of_sessions_a_server_states_is_kept() {
     .await;
 }
 
+/// Spec: TRANS-11, TRANS-14
 #[tokio::test]
 async fn a_server_that_sends_no_settings_is_not_waited_for_for_ever() {
     guarded(async {
@@ -211,6 +214,7 @@ async fn a_server_that_sends_no_settings_is_not_waited_for_for_ever() {
     .await;
 }
 
+/// Spec: TRANS-24
 #[tokio::test]
 async fn a_protocol_that_was_not_offered_ends_the_session() {
     guarded(async {

@@ -75,6 +75,7 @@ async fn a_large_stream_passes_unchanged() {
     .await;
 }
 
+/// Spec: TRANS-47
 #[tokio::test]
 async fn the_client_closes_with_code_and_reason() {
     guarded(async {
@@ -138,6 +139,7 @@ async fn dropping_the_last_clone_closes_with_code_0() {
     .await;
 }
 
+/// Spec: TRANS-50
 #[tokio::test]
 async fn the_streams_of_a_closed_session_are_reset_even_when_nobody_uses_them() {
     guarded(async {
@@ -227,6 +229,7 @@ async fn a_stream_dropped_before_its_end_never_looks_whole() {
     .await;
 }
 
+/// Spec: TRANS-25
 #[tokio::test]
 async fn a_refused_session_says_why_and_leaves_the_connection() {
     guarded(async {
@@ -246,6 +249,7 @@ async fn a_refused_session_says_why_and_leaves_the_connection() {
     .await;
 }
 
+/// Spec: TRANS-26
 #[tokio::test]
 async fn sessions_share_a_connection_up_to_the_limit() {
     guarded(async {
@@ -302,6 +306,7 @@ async fn the_clients_own_limit_is_a_misuse() {
     .await;
 }
 
+/// Spec: TRANS-51
 #[tokio::test]
 async fn drain_and_goaway_are_seen_and_stop_nothing() {
     guarded(async {

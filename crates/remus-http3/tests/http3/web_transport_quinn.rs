@@ -19,6 +19,7 @@ async fn connect(node: &Node, path: &str) -> web_transport_quinn::Session {
     client.connect(request).await.unwrap()
 }
 
+/// Spec: TRANS-27, TRANS-41
 #[tokio::test]
 async fn its_client_gets_streams_and_datagrams_back() {
     guarded(async {
@@ -62,6 +63,7 @@ async fn its_client_closes_with_code_and_reason() {
     .await;
 }
 
+/// Spec: TRANS-47
 #[tokio::test]
 async fn its_client_learns_code_and_reason() {
     guarded(async {

@@ -61,6 +61,7 @@ fn the_first_start_makes_an_authority_and_a_certificate_and_the_next_one_loads_t
     );
 }
 
+/// Spec: TRANS-10
 #[test]
 fn the_certificate_fits_what_browsers_demand_of_a_pinned_one() {
     let data = tempfile::tempdir().unwrap();

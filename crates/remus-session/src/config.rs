@@ -31,14 +31,14 @@ const FIRST_RECORD_MAX: u64 = 16 * 1024;
 /// - frame 64 KiB: one frame is one unit of interleaving and of buffering.
 /// - message 4 MiB, as gRPC: what is larger streams.
 /// - 256 streams, 1,024 calls: some 200 bytes of table each.
-/// - windows of 256 KiB a stream, which grow by need (`max_stream_window`), and 8 MiB a session: with `max_assembly_bytes`, if
+/// - windows of 64 KiB a stream, which grow by need (`max_stream_window`), and 8 MiB a session: with `max_assembly_bytes`, if
 ///   messages come in parts, that bounds what a peer can make an idle application hold.
 pub const DEFAULT_LIMITS: Limits = Limits {
     max_frame: 64 * 1024,
     max_message: 4 * 1024 * 1024,
     max_streams: 256,
     max_calls: 1024,
-    stream_window: 256 * 1024,
+    stream_window: 64 * 1024,
     session_window: 8 * 1024 * 1024,
 };
 

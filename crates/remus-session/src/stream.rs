@@ -136,13 +136,14 @@ impl RecvHalf {
 
     /// The limit to announce now.
     ///
-    /// When half a window was taken in less than a round trip of the empty path, the window holds the peer up, and doubles, up
-    /// to `max`. Otherwise more would only stand in a queue somewhere, in front of calls that are in a hurry.
+    /// A peer that hears of every half window needs one and a half times what fits on the path. When half a window was taken in
+    /// less than three quarters of an empty path's round trip, the window is smaller than that, holds the peer up, and doubles,
+    /// up to `max`. Otherwise more would only stand in a queue somewhere, in front of calls that are in a hurry.
     pub(crate) fn grant(&mut self, now: Timestamp, round_trip_us: u64, max: u32) -> u64 {
         self.credit_due = false;
         let taken = self.consumed.saturating_sub(self.taken_then);
         let elapsed = now.0.saturating_sub(self.granted_at.0);
-        if taken >= u64::from(self.window / 2) && elapsed < round_trip_us {
+        if taken >= u64::from(self.window / 2) && elapsed < round_trip_us / 4 * 3 {
             self.window = self.window.saturating_mul(2).min(max.max(self.window));
         }
         self.granted_at = now;

@@ -1410,7 +1410,8 @@ impl<C: Choices> World<C> {
             || given_up(model)
             || batch.is_some_and(given_up)
             || model.deadline.is_some_and(|deadline| self.now >= deadline)
-            || (code == ErrorCode::RESOURCE_EXHAUSTED && self.ends[who].tight)
+            || (code == ErrorCode::RESOURCE_EXHAUSTED
+                && Who::BOTH.into_iter().any(|who| self.ends[who].tight))
             || self.ends[who.other()].session.state().is_closed();
         assert!(
             explained,

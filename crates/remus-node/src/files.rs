@@ -15,7 +15,7 @@
 //! A file appears under its name only when all of it is on disk: uploads are written elsewhere and renamed. Two uploads to one
 //! path don't disturb each other; with `overwrite` the one that ends last wins, without it the first.
 //!
-//! Owns everything below its root, and no path leads out of it: names are checked in [`path`], and every name is resolved
+//! Owns everything below its root, and no path leads out of it: names are checked first, and every name is then resolved
 //! relative to the root's handle in such a way that no symbolic link escapes it, also not one that is made at the same time.
 
 use std::path::Path;

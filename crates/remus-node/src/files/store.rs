@@ -466,3 +466,37 @@ fn failed(action: &str, path: Option<&FilePath>, error: &io::Error) -> Error {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use remus::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_become_errors_that_clients_can_act_on_and_name_no_path_of_the_machine()
+    {
+        let path = FilePath::parse("a/b").unwrap();
+        for (kind, code) in [
+            (io::ErrorKind::NotFound, ErrorCode::NOT_FOUND),
+            (io::ErrorKind::AlreadyExists, ErrorCode::ALREADY_EXISTS),
+            (io::ErrorKind::NotADirectory, ErrorCode::FAILED_PRECONDITION),
+            (io::ErrorKind::IsADirectory, ErrorCode::FAILED_PRECONDITION),
+            (
+                io::ErrorKind::DirectoryNotEmpty,
+                ErrorCode::FAILED_PRECONDITION,
+            ),
+            (
+                io::ErrorKind::PermissionDenied,
+                ErrorCode::PERMISSION_DENIED,
+            ),
+            (io::ErrorKind::StorageFull, ErrorCode::RESOURCE_EXHAUSTED),
+            (io::ErrorKind::QuotaExceeded, ErrorCode::RESOURCE_EXHAUSTED),
+            (io::ErrorKind::Other, ErrorCode::INTERNAL),
+        ] {
+            let error = failed("store", Some(&path), &kind.into());
+            assert_eq!(error.code(), code, "{kind}");
+            assert!(error.message().contains("`a/b`"), "{error}");
+        }
+    }
+}

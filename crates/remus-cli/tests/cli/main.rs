@@ -1,0 +1,15 @@
+//! The `remus` binary, end to end: real nodes, real processes, loopback.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a step that fails is a test that fails"
+)]
+
+mod files;
+mod killed;
+mod node;
+mod support;
+mod talking;
+mod topics;
+mod wrong;

@@ -187,7 +187,7 @@ impl Supervisor {
         if let Some(writer) = self.inner.lock().writers.get_mut(usize::from(lane.0)) {
             *writer = Writer::Busy;
         }
-        let writing = write_lane(Arc::clone(&self.inner), lane, send);
+        let writing = write_lane(Arc::clone(&self.inner), self.link.clone(), lane, send);
         let reading = read_lane(Arc::clone(&self.inner), self.link.clone(), lane, recv);
         self.inner.tasks.spawn(writing.in_current_span());
         self.inner.tasks.spawn(reading.in_current_span());
@@ -212,7 +212,7 @@ impl Supervisor {
                 ErrorCode::UNAVAILABLE,
                 "this side closed the link".to_owned(),
             ),
-            Err(error) => (ErrorCode::UNAVAILABLE, error.to_string()),
+            Err(error) => (code_of(&error), error.to_string()),
         };
         self.inner
             .with(|core, _| core.session.carrier_lost(code, &reason));
@@ -233,6 +233,19 @@ impl Supervisor {
     }
 }
 
+/// What the end of a link means for calls: a refusal that would be repeated must not look like one that passes.
+fn code_of(error: &remus_http3::Error) -> ErrorCode {
+    match error {
+        remus_http3::Error::Refused { status, .. } => match status.as_u16() {
+            401 => ErrorCode::UNAUTHENTICATED,
+            403 => ErrorCode::PERMISSION_DENIED,
+            429 | 500.. => ErrorCode::UNAVAILABLE,
+            _ => ErrorCode::UNIMPLEMENTED,
+        },
+        _ => ErrorCode::UNAVAILABLE,
+    }
+}
+
 /// Reads one lane until it ends.
 async fn read_lane(
     inner: Arc<Inner>,
@@ -246,17 +259,12 @@ async fn read_lane(
             Ok(None) => {
                 inner.lane_ended(lane);
                 if lane == LaneId::ZERO {
-                    // The link's own end follows, with code and reason; the supervisor acts on it.
-                    let ended = tokio::time::timeout(LINGER_MAX, link.closed()).await;
-                    if ended.is_err() {
-                        inner.lane_broke(lane, "the peer ended it and kept the link");
-                    }
+                    lane_broke(&inner, &link, lane, "the peer ended it and kept the link").await;
                 }
                 return;
             }
             Err(error) => {
-                debug!(lane = lane.0, %error, "lane broke");
-                inner.lane_broke(lane, &error.to_string());
+                lane_broke(&inner, &link, lane, &error.to_string()).await;
                 return;
             }
         };
@@ -283,8 +291,30 @@ async fn read_lane(
     }
 }
 
+/// A lane broke. Mostly because the link ended, which the supervisor acts on: it has the code and the reason. Otherwise the
+/// session ends here, for a lane cannot be mended.
+async fn lane_broke(inner: &Arc<Inner>, link: &remus_http3::Session, lane: LaneId, why: &str) {
+    debug!(lane = lane.0, why, "lane broke");
+    if tokio::time::timeout(LINGER_MAX, link.closed())
+        .await
+        .is_err()
+    {
+        let reason = format!("lane {} broke: {why}", lane.0);
+        inner
+            .lock()
+            .session
+            .carrier_lost(ErrorCode::UNAVAILABLE, &reason);
+        inner.pump();
+    }
+}
+
 /// Writes one lane until the session has ended and nothing is left.
-async fn write_lane(inner: Arc<Inner>, lane: LaneId, mut send: SendStream) {
+async fn write_lane(
+    inner: Arc<Inner>,
+    link: remus_http3::Session,
+    lane: LaneId,
+    mut send: SendStream,
+) {
     let mut out: VecDeque<Bytes> = VecDeque::new();
     loop {
         let more = poll_fn(|cx| inner.lock().poll_output(cx, lane, &mut out)).await;
@@ -296,7 +326,7 @@ async fn write_lane(inner: Arc<Inner>, lane: LaneId, mut send: SendStream) {
         inner.wrote();
         if let Err(error) = written {
             if !matches!(error, WriteError::Stopped(_)) || lane == LaneId::ZERO {
-                inner.lane_broke(lane, &error.to_string());
+                lane_broke(&inner, &link, lane, &error.to_string()).await;
             }
             break;
         }
@@ -489,14 +519,6 @@ impl Inner {
     fn lane_ended(self: &Arc<Self>, lane: LaneId) {
         // An error has already become the session's end.
         let _ = self.lock().session.handle_lane_end(lane);
-        self.pump();
-    }
-
-    fn lane_broke(self: &Arc<Self>, lane: LaneId, why: &str) {
-        self.lock().session.carrier_lost(
-            ErrorCode::UNAVAILABLE,
-            &format!("lane {} broke: {why}", lane.0),
-        );
         self.pump();
     }
 

@@ -277,6 +277,9 @@ pub trait Acceptor: Send + Sync + 'static {
     /// Whether a browser page of this origin may open a session. Called only where the request names one.
     fn allows_origin(&self, origin: &str, authority: &str) -> bool;
 
+    /// Whether new sessions are refused, with status 503, because the server is going away.
+    fn is_stopping(&self) -> bool;
+
     /// A session was opened.
     fn opened(self: Arc<Self>, connection: Connection);
 
@@ -392,6 +395,9 @@ fn judge(
     let head = request.head();
     if head.uri().path() != PATH {
         return Err(StatusCode::NOT_FOUND);
+    }
+    if acceptor.is_stopping() {
+        return Err(StatusCode::SERVICE_UNAVAILABLE);
     }
     // Browsers name the page's origin; others need not, and are not asked to.
     if let Some(origin) = head.headers().get(http::header::ORIGIN) {

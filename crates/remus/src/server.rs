@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -174,6 +174,7 @@ impl ServerBuilder {
             http: self.http,
             connections: Mutex::new(HashMap::new()),
             next: AtomicU32::new(0),
+            stopping: AtomicBool::new(false),
         };
         Ok(Server {
             endpoint,
@@ -242,6 +243,7 @@ impl Server {
             () = &mut serving => return,
             () = stop => {}
         }
+        self.gate.stopping.store(true, Ordering::SeqCst);
         if let Some(broker) = self.gate.dispatcher.router.broker() {
             broker.close("the server is shutting down");
         }
@@ -254,7 +256,7 @@ impl Server {
                 connection.finished().await;
             }
         };
-        // Accepting goes on meanwhile, so that what arrives now hears "shutting down" instead of nothing.
+        // Accepting goes on meanwhile, so that who comes now hears "service unavailable" instead of nothing.
         tokio::select! {
             () = &mut serving => {}
             _ = tokio::time::timeout(grace + remus_transport::LINGER_MAX, ended) => {}
@@ -308,6 +310,8 @@ struct Gate {
     http: Option<HttpHandler>,
     connections: Mutex<HashMap<u32, Connection>>,
     next: AtomicU32,
+    /// No session is taken any more.
+    stopping: AtomicBool,
 }
 
 impl Acceptor for Gate {
@@ -329,7 +333,20 @@ impl Acceptor for Gate {
             .any(|allowed| allowed.eq_ignore_ascii_case(origin))
     }
 
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
     fn opened(self: Arc<Self>, connection: Connection) {
+        if self.is_stopping() {
+            // It was let in while the server began to stop, and is not among those that were told.
+            connection.shut_down(
+                ErrorCode::OK,
+                "the server is shutting down",
+                "",
+                Duration::ZERO,
+            );
+        }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.connections
             .lock()

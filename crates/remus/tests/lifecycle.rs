@@ -301,5 +301,50 @@ async fn each_ping_comes_back_by_itself() {
     for _ in 0..20 {
         connection.ping().await.unwrap();
     }
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}: echoes waited for a timer", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}: echoes waited for a timer",
+        start.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn who_comes_while_the_server_stops_is_told_to_try_again() {
+    let (started, mut running) = mpsc::channel(1);
+    let slow = Service::new("test.v1.Slow").unary("Slow", Raw, move |_: Request<Bytes>| {
+        let started = started.clone();
+        async move {
+            started.send(()).await.unwrap();
+            std::future::pending::<Result<Response<Bytes>, Error>>().await
+        }
+    });
+    let mut host = Host::start(Router::new().service(slow).service(echo())).await;
+    let client = host.client().await;
+    let connection = client.connection().await.unwrap();
+    let holding = tokio::spawn(async move {
+        client
+            .method("test.v1.Slow/Slow")
+            .unary::<Bytes, Bytes>(Raw, &Bytes::new())
+            .await
+    });
+    running.recv().await.unwrap();
+    host.stop();
+    let mut status = connection.watch_status();
+    status
+        .wait_for(|status| matches!(status, remus::ConnectionStatus::Draining(_)))
+        .await
+        .unwrap();
+    let late = Client::builder(&host.url)
+        .trust(host.trust.clone())
+        .connect()
+        .await;
+    let error = match late {
+        Ok(late) => call(&late).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(error.is_retryable(), "{error}");
+    assert!(error.message().contains("503"), "{error}");
+    holding.abort();
+    drop(connection);
+    host.ended().await;
 }

@@ -340,22 +340,27 @@ async fn the_end_of_lane_0_alone_ends_the_session_after_a_while() {
     assert_eq!(visitor.verdict().await, ErrorCode::UNAVAILABLE);
 }
 
-/// Spec: TRANS-40, TRANS-47
+/// Spec: TRANS-39, TRANS-40, TRANS-47
 #[tokio::test]
 async fn code_and_reason_of_a_close_reach_the_session_of_the_other_side() {
-    let host = Host::start(echo()).await;
-    let mut visitor = Visitor::active(&host).await;
-    let [there] = &host.connections.list()[..] else {
-        panic!("one session")
-    };
-    visitor.send.finish().unwrap();
-    visitor.send.stopped().await.unwrap();
-    visitor.link.close(ErrorCode::ABORTED.0, "had enough").await;
-    let closed = there.closed().await;
-    assert_eq!(
-        (closed.code, &closed.reason[..], closed.by_peer),
-        (ErrorCode::ABORTED, "had enough", true)
-    );
+    for ends_lanes in [true, false] {
+        let host = Host::start(echo()).await;
+        let mut visitor = Visitor::active(&host).await;
+        let [there] = &host.connections.list()[..] else {
+            panic!("one session")
+        };
+        if ends_lanes {
+            visitor.send.finish().unwrap();
+            visitor.send.stopped().await.unwrap();
+        }
+        visitor.link.close(ErrorCode::ABORTED.0, "had enough").await;
+        let closed = there.closed().await;
+        assert_eq!(
+            (closed.code, &closed.reason[..], closed.by_peer),
+            (ErrorCode::ABORTED, "had enough", true),
+            "lanes ended first: {ends_lanes}"
+        );
+    }
 }
 
 /// Spec: TRANS-42, TRANS-43

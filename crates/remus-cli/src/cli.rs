@@ -19,10 +19,7 @@ use crate::failure::Failure;
     propagate_version = true,
     max_term_width = 100
 )]
-#[command(
-    after_help = "Start with `remus up`. Exit codes: `remus help exit-codes`.",
-    disable_help_subcommand = false
-)]
+#[command(after_help = "Start with `remus up`. Exit codes: `remus help exit-codes`.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -72,7 +69,7 @@ pub(crate) enum Color {
 /// Which node to talk to, and how. For every command but `up`, which uses the data directory alone.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Connection {
-    /// The node
+    /// Which node to talk to
     #[arg(long, env = "REMUS_URL", hide_env_values = true, global = true)]
     #[arg(default_value = "remus://localhost:4433", help_heading = "Node")]
     pub(crate) url: String,
@@ -110,28 +107,40 @@ pub(crate) enum Carrier {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a node
+    ///
+    /// Runs until Ctrl-C or SIGTERM, then lets accepted calls finish; a second signal ends it at once. Settings come from
+    /// the defaults, the file, REMUS_* variables and options, each overriding what stands before it.
     Up(Up),
     /// Call a method
+    ///
+    /// Whether request and answer stream is looked up at the node. For a method whose requests stream, each line of the
+    /// input is one request.
     Call(Call),
     /// Publish to a topic
+    ///
+    /// Ends when the node's broker has taken the message.
     Pub(Publish),
     /// Subscribe to topics
+    ///
+    /// Prints one line for each message until Ctrl-C, and subscribes again when the node went away and came back. What is
+    /// published meanwhile is missed.
     Sub(Subscribe),
     /// List what the node has
     Ls(List),
     /// Measure the round trip to the node, and show how it is connected
     Ping(Ping),
     /// Copy a file to the node or from it
+    ///
+    /// One side is remus://HOST[:PORT]/PATH, the other a file here, or - for standard input or output. Both sides compute
+    /// the SHA-256 of what they read and wrote, and the copy fails if they differ. A file appears under its name only when
+    /// it is whole.
     Cp(Copy),
     /// What exit codes mean
     #[command(hide = true)]
     ExitCodes,
 }
 
-/// Run a node
-///
-/// Runs until Ctrl-C or SIGTERM, then lets accepted calls finish; a second signal ends it at once. Settings come from
-/// the defaults, the file, REMUS_* variables and options, each overriding what stands before it.
+/// Arguments of [`Command::Up`].
 #[derive(Debug, Args)]
 pub(crate) struct Up {
     /// Where to listen, on UDP and TCP; port 0 takes any free one [default: [::]:4433]
@@ -142,10 +151,7 @@ pub(crate) struct Up {
     pub(crate) config: Option<PathBuf>,
 }
 
-/// Call a method
-///
-/// Whether request and answer stream is looked up at the node. For a method whose requests stream, each line of the
-/// input is one request.
+/// Arguments of [`Command::Call`].
 #[derive(Debug, Args)]
 pub(crate) struct Call {
     /// Full name, such as host.v1.Host/Info; `remus ls methods` lists them
@@ -168,9 +174,7 @@ pub(crate) struct Call {
     pub(crate) raw: bool,
 }
 
-/// Publish to a topic
-///
-/// Ends when the node's broker has taken the message.
+/// Arguments of [`Command::Pub`].
 #[derive(Debug, Args)]
 pub(crate) struct Publish {
     /// Such as chat.room
@@ -180,10 +184,7 @@ pub(crate) struct Publish {
     pub(crate) payload: Option<OsString>,
 }
 
-/// Subscribe to topics
-///
-/// Prints one line for each message until Ctrl-C, and subscribes again when the node went away and came back. What is
-/// published meanwhile is missed.
+/// Arguments of [`Command::Sub`].
 #[derive(Debug, Args)]
 pub(crate) struct Subscribe {
     /// Such as chat.room, chat.* or 'host.>': `*` stands for one token, `>` for the rest
@@ -218,7 +219,7 @@ pub(crate) enum Overflow {
     End,
 }
 
-/// List what the node has
+/// Arguments of [`Command::Ls`].
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// What to list; without it, everything
@@ -234,7 +235,7 @@ pub(crate) enum Listed {
     Peers,
 }
 
-/// Measure the round trip to the node, and show how it is connected
+/// Arguments of [`Command::Ping`].
 #[derive(Debug, Args)]
 pub(crate) struct Ping {
     /// End after this many
@@ -245,11 +246,7 @@ pub(crate) struct Ping {
     pub(crate) interval: Duration,
 }
 
-/// Copy a file to the node or from it
-///
-/// One side is remus://HOST[:PORT]/PATH, the other a file here, or - for standard input or output. Both sides compute
-/// the SHA-256 of what they read and wrote, and the copy fails if they differ. A file appears under its name only when
-/// it is whole.
+/// Arguments of [`Command::Cp`].
 #[derive(Debug, Args)]
 pub(crate) struct Copy {
     /// What to copy
@@ -327,7 +324,11 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Parsed {
             Color::Always => clap::ColorChoice::Always,
             Color::Never => clap::ColorChoice::Never,
         })
-        .mut_subcommand("exit-codes", |topic| topic.override_help(exit::help()));
+        .mut_subcommand("exit-codes", |topic| topic.override_help(exit::help()))
+        // Options of all commands that mean nothing to `up`: its own hide them in its help, and an error says so below.
+        .mut_subcommand("up", |up| {
+            up.args(CLIENT_ONLY.map(|name| clap::Arg::new(name).long(name).hide(true)))
+        });
     let matches = match command.try_get_matches_from_mut(arguments) {
         Ok(matches) => matches,
         Err(error) => return refused(&error, format, color),

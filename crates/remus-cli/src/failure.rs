@@ -165,7 +165,7 @@ impl From<remus::Error> for Stop {
 }
 
 /// The error code that fits an error of the operating system.
-fn code_of(error: &io::Error) -> ErrorCode {
+pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
     match error.kind() {
         io::ErrorKind::NotFound => ErrorCode::NOT_FOUND,
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

@@ -193,7 +193,8 @@ fn unwritable(error: &io::Error) -> Stop {
 /// holds up neither heartbeats nor Ctrl-C.
 pub(crate) struct Printer {
     pieces: mpsc::Sender<Vec<u8>>,
-    ended: oneshot::Receiver<io::Result<()>>,
+    /// `None` once the end has been told.
+    ended: Option<oneshot::Receiver<io::Result<()>>>,
 }
 
 impl Printer {
@@ -212,7 +213,10 @@ impl Printer {
                     format!("cannot start a thread: {error}"),
                 )
             })?;
-        Ok(Self { pieces, ended })
+        Ok(Self {
+            pieces,
+            ended: Some(ended),
+        })
     }
 
     /// Hands a piece over, waiting while too many are waiting.
@@ -220,19 +224,30 @@ impl Printer {
         if self.pieces.send(piece).await.is_ok() {
             return Ok(());
         }
-        match (&mut self.ended).await {
-            Ok(Err(error)) => Err(unwritable(&error)),
-            _ => Err(Stop::PipeClosed),
-        }
+        // It takes no more only after its end.
+        self.end().await?;
+        Err(Stop::PipeClosed)
     }
 
-    /// Waits until everything has been written.
-    pub(crate) async fn finish(self) -> Outcome {
+    /// Waits until everything has been written. An error that a write has told already is not told again.
+    pub(crate) async fn finish(mut self) -> Outcome {
+        let ended = self.ended.take();
         drop(self.pieces);
-        match self.ended.await {
+        told(ended).await
+    }
+
+    async fn end(&mut self) -> Outcome {
+        told(self.ended.take()).await
+    }
+}
+
+async fn told(ended: Option<oneshot::Receiver<io::Result<()>>>) -> Outcome {
+    match ended {
+        None => Ok(()),
+        Some(ended) => match ended.await {
             Ok(Err(error)) => Err(unwritable(&error)),
             _ => Ok(()),
-        }
+        },
     }
 }
 

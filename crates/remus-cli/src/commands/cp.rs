@@ -374,7 +374,7 @@ impl Source {
             reader: Box::new(file),
             name: path.clone(),
             // Pipes and devices tell no size.
-            size: kind.is_file().then(|| kind.len()),
+            size: kind.is_file().then_some(kind.len()),
         })
     }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::task::{JoinError, spawn_blocking};
 
 use crate::cli::Up;
-use crate::failure::{Failure, Outcome, Stop};
+use crate::failure::{Failure, Outcome, Stop, code_of};
 use crate::output::{Output, json_line};
 
 pub(crate) async fn run(command: Up, data: Option<PathBuf>, output: &Output) -> Outcome {
@@ -157,6 +157,7 @@ fn not_started(error: NodeError) -> Failure {
         }
         NodeError::Port(PortError::Forbidden { .. }) => ErrorCode::PERMISSION_DENIED,
         NodeError::Port(PortError::NotLocal { .. }) => ErrorCode::INVALID_ARGUMENT,
+        NodeError::Data(DataError::Io { source, .. }) => code_of(source),
         _ => ErrorCode::UNKNOWN,
     };
     Failure::new(code, error.to_string())

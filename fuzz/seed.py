@@ -102,6 +102,22 @@ SECTIONS = [
     section(("x-checksum", "0a1b")),
     section(*REQUEST, ("connection", "close")),
 ]
+# Names that an HTTP library knows by heart, in one section: a corpus would need an input for each.
+NAMES = """
+    accept accept-charset accept-encoding accept-language accept-ranges access-control-allow-credentials
+    access-control-allow-headers access-control-allow-methods access-control-allow-origin access-control-expose-headers
+    access-control-max-age access-control-request-headers access-control-request-method age allow alt-svc authorization
+    cache-control cache-status cdn-cache-control content-disposition content-encoding content-language content-location
+    content-range content-security-policy content-security-policy-report-only content-type cookie date dnt etag expect expires
+    forwarded from host if-match if-modified-since if-none-match if-range if-unmodified-since last-modified link location
+    max-forwards origin pragma proxy-authenticate proxy-authorization public-key-pins public-key-pins-report-only range referer
+    referrer-policy refresh retry-after sec-websocket-accept sec-websocket-extensions sec-websocket-key sec-websocket-protocol
+    sec-websocket-version server set-cookie strict-transport-security trailer upgrade-insecure-requests user-agent vary via
+    warning www-authenticate x-content-type-options x-dns-prefetch-control x-frame-options x-xss-protection
+""".split()
+SECTIONS.append(section(*((name, "v") for name in NAMES)))
+SECTIONS.append(b"\0\0" + bytes(range(0xC0, 0xFF)) + b"".join(bytes([0xFF, index]) for index in range(36)))
+
 ENCODER_STREAMS = [bytes.fromhex("2020"), bytes.fromhex("3fbd01")]
 DECODER_STREAMS = [bytes.fromhex("487fff0140"), bytes.fromhex("84")]
 

@@ -12,13 +12,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use remus_http3::{ClosedBy, RecvStream, SendStream, WriteError};
+use remus_http3::{ClosedBy, RecvStream, SendStream};
 use remus_session::{
     Answer, CallKey, CloseReason, ConfigError, Event, Grant, LANES_MAX, LaneId, Session,
     SessionConfig,
 };
 use remus_wire::{
-    AuthenticationRecord, ErrorCode, ErrorRecord, Query, QueryAnswer, RequestId, Shutdown, Text,
+    AuthenticationRecord, ErrorCode, ErrorRecord, Query, QueryAnswer, RequestId, Text,
 };
 use tracing::{Instrument, debug};
 
@@ -56,14 +56,11 @@ pub trait Handler: Send + Sync + 'static {
         record: AuthenticationRecord,
     ) -> Pin<Box<dyn Future<Output = Result<Grant, ErrorRecord>> + Send>>;
 
-    /// What the directory holds.
+    /// What the directory holds. Must not block: the session waits for it.
     fn directory(&self, query: &Query) -> QueryAnswer;
 
     /// One request. Dropping the future is how its cancellation reaches it.
     fn request(&self, connection: &Connection, request: PeerRequest) -> Dispatch;
-
-    /// The peer has announced its end.
-    fn shutting_down(&self, _connection: &Connection, _shutdown: &Shutdown) {}
 }
 
 /// Joins a client's session to `link` and starts its tasks. Small calls may be made at once.
@@ -239,7 +236,7 @@ fn code_of(error: &remus_http3::Error) -> ErrorCode {
         remus_http3::Error::Refused { status, .. } => match status.as_u16() {
             401 => ErrorCode::UNAUTHENTICATED,
             403 => ErrorCode::PERMISSION_DENIED,
-            429 | 500.. => ErrorCode::UNAVAILABLE,
+            429 | 500 | 502..=504 => ErrorCode::UNAVAILABLE,
             _ => ErrorCode::UNIMPLEMENTED,
         },
         _ => ErrorCode::UNAVAILABLE,
@@ -325,9 +322,7 @@ async fn write_lane(
         out.clear();
         inner.wrote();
         if let Err(error) = written {
-            if !matches!(error, WriteError::Stopped(_)) || lane == LaneId::ZERO {
-                lane_broke(&inner, &link, lane, &error.to_string()).await;
-            }
+            lane_broke(&inner, &link, lane, &error.to_string()).await;
             break;
         }
     }
@@ -395,8 +390,6 @@ impl Inner {
                 Event::Uncongested => core.wake_blocked(),
                 Event::PathMeasured => self.path_measured(),
                 Event::ShuttingDown(shutdown) => {
-                    self.handler
-                        .shutting_down(&Connection::new(Arc::clone(self), false), &shutdown);
                     self.set_status(ConnectionStatus::Draining(shutdown));
                     core.wake_blocked();
                 }
@@ -430,13 +423,11 @@ impl Inner {
 
     /// Lets the handler decide about the client, without holding anything up but this session.
     fn decide(self: &Arc<Self>, record: AuthenticationRecord) {
-        let deciding = self
-            .handler
-            .authenticate(&Connection::new(Arc::clone(self), false), record);
         let inner = Arc::clone(self);
         self.tasks.spawn(
             async move {
-                let decision = deciding.await;
+                let connection = Connection::new(Arc::clone(&inner), false);
+                let decision = inner.handler.authenticate(&connection, record).await;
                 {
                     let now = inner.clock.now();
                     let mut core = inner.lock();

@@ -37,6 +37,9 @@ const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 /// Silence after which QUIC gives up; the session's own heartbeats notice a lost peer earlier.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Keeps QUIC from giving up while a session with a longer idle timeout has nothing to say: a third of [`IDLE_TIMEOUT`].
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
 /// Datagrams held in each direction, in bytes; beyond it the oldest go.
 const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
 
@@ -66,6 +69,7 @@ fn transport() -> TransportConfig {
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
         .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+        .keep_alive_interval(Some(KEEP_ALIVE))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
         .ack_frequency_config(Some(ack))

@@ -19,7 +19,7 @@ type Decode<T> = Arc<dyn Fn(Bytes) -> Result<T, Error> + Send + Sync>;
 
 /// Values that arrive one by one. A [`Stream`] of `Result<T, Error>`.
 ///
-/// Values that are not taken hold their sender back: at most the stream's window (1 MiB by default) waits here. Dropping it
+/// Values that are not taken hold their sender back: at most the stream's window waits here, 64 KiB at first and more where the path needs it. Dropping it
 /// before the end tells the sender to stop.
 pub struct Streaming<T> {
     elements: ElementStream,

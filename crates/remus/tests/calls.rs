@@ -107,6 +107,7 @@ async fn all_four_shapes() {
     assert_eq!(shouts.message().await.unwrap(), None);
 }
 
+/// Spec: CORE-32, CORE-34
 #[tokio::test]
 async fn payloads_of_every_size_come_back() {
     let host = Host::start(Router::new().service(echo())).await;
@@ -228,7 +229,7 @@ fn hanging(started: mpsc::Sender<oneshot::Receiver<()>>) -> Service {
         })
 }
 
-/// Spec: CORE cancellation: it reaches the handler.
+/// Spec: CORE-37, CORE-38
 #[tokio::test]
 async fn dropping_a_call_drops_its_handler() {
     let (started, mut handlers) = mpsc::channel(8);
@@ -259,6 +260,7 @@ async fn dropping_a_call_drops_its_handler() {
     assert_eq!(host.connections.list().len(), 1);
 }
 
+/// Spec: CORE-70
 #[tokio::test]
 async fn a_deadline_ends_the_call_on_both_sides() {
     let (started, mut handlers) = mpsc::channel(8);
@@ -342,6 +344,7 @@ async fn the_server_calls_the_client_back() {
     assert_eq!(answer.into_inner(), "Ada!");
 }
 
+/// Spec: CORE-26
 #[tokio::test]
 async fn many_calls_at_once_are_each_answered_once() {
     let host = Host::start(Router::new().service(echo())).await;

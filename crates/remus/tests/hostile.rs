@@ -169,6 +169,7 @@ async fn is_served(bystander: &Client) {
     assert_eq!(answer.into_inner(), "still here");
 }
 
+/// Spec: CORE-83
 #[tokio::test]
 async fn each_broken_rule_has_its_own_code() {
     let host = Host::start(echo()).await;
@@ -242,6 +243,7 @@ async fn each_broken_rule_has_its_own_code() {
     }
 }
 
+/// Spec: CORE-57
 #[tokio::test]
 async fn more_than_was_granted_is_a_flow_control_error() {
     let host = Host::start(echo()).await;

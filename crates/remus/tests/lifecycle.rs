@@ -40,6 +40,7 @@ async fn call(client: &Client) -> Result<Bytes, Error> {
     Ok(answer.into_inner())
 }
 
+/// Spec: CORE-78, CORE-81
 #[tokio::test]
 async fn a_stopping_server_finishes_what_it_took_and_refuses_the_rest_as_retryable() {
     let (started, mut running) = mpsc::channel(1);
@@ -256,6 +257,7 @@ async fn middleware_stands_in_front_of_handlers_and_of_clients() {
     );
 }
 
+/// Spec: CORE-43
 #[tokio::test]
 async fn a_batch_is_answered_in_order_each_member_for_itself() {
     let fail = Service::new("test.v1.Fail").unary("Fail", Raw, |_: Request<Bytes>| async move {

@@ -14,6 +14,7 @@ mod support;
 use remus::{Broker, ErrorCode, Overflow, Router, SubscribeOptions};
 use support::Host;
 
+/// Spec: CORE-87, CORE-88
 #[tokio::test]
 async fn what_is_published_reaches_those_who_match() {
     let broker = Broker::new();

@@ -620,6 +620,7 @@ mod tests {
         }
     }
 
+    /// Spec: CORE-89
     #[test]
     fn each_overflow_policy_does_what_it_says() {
         let broker = Broker::new();

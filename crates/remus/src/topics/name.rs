@@ -64,6 +64,7 @@ fn check(name: &str, what: &str, allowed: impl Fn(&str, bool) -> bool) -> Result
 mod tests {
     use super::*;
 
+    /// Spec: CORE-86
     #[test]
     fn names_and_patterns_are_judged() {
         for good in ["a", "a.b", "host.my-box.cpu", "größe.x"] {

@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 use crate::cli::{Call, Connection};
 use crate::connect::Node;
 use crate::directory::Directory;
-use crate::failure::{Failure, Outcome, Stop};
+use crate::failure::{Failure, Outcome};
 use crate::input::{Element, Input};
 use crate::json::{self, Json};
 use crate::output::{Output, Printer};
 
-use super::with_node;
+use super::{Unsent, exchange, with_node};
 
 pub(crate) async fn run(command: Call, connection: &Connection, output: &Output) -> Outcome {
     check_name(&command.method)?;
@@ -176,20 +176,8 @@ impl Caller<'_> {
     async fn client_stream(&self, input: Option<Input>) -> Outcome {
         let mut requests = self.requests(input)?;
         let (mut sender, reply) = self.method().client_stream(Raw).await?;
-        let sending = requests.send(&mut sender).await;
-        match sending {
-            Ok(()) => {}
-            // The peer took no more; its answer says why.
-            Err(Stopped::ByPeer(error)) => {
-                return Err(match reply.response().await {
-                    Err(reason) => reason.into(),
-                    Ok(_) => error.into(),
-                });
-            }
-            Err(Stopped::Here(stop)) => return Err(stop),
-        }
-        let answer = reply.response().await?;
-        self.print(answer.get_ref())
+        let (_, answer) = exchange(requests.send(&mut sender), reply).await?;
+        self.print(&answer)
     }
 
     async fn two_way(&self, input: Option<Input>) -> Outcome {
@@ -200,8 +188,8 @@ impl Caller<'_> {
         let sending = async {
             match requests.send(&mut sender).await {
                 // What the peer says against it comes with the answers.
-                Ok(()) | Err(Stopped::ByPeer(_)) => std::future::pending().await,
-                Err(Stopped::Here(stop)) => stop,
+                Ok(()) | Err(Unsent::ByPeer(_)) => std::future::pending().await,
+                Err(Unsent::Here(stop)) => stop,
             }
         };
         tokio::select! {
@@ -209,14 +197,6 @@ impl Caller<'_> {
             stop = sending => Err(stop),
         }
     }
-}
-
-/// Why not all requests were sent.
-enum Stopped {
-    /// The input is wrong or cannot be read.
-    Here(Stop),
-    /// The peer, or the connection, took no more.
-    ByPeer(remus::Error),
 }
 
 struct Requests {
@@ -227,14 +207,14 @@ struct Requests {
 
 impl Requests {
     /// Sends all, and ends the stream well if there was nothing wrong.
-    async fn send(&mut self, sender: &mut StreamSender<Bytes>) -> Result<(), Stopped> {
+    async fn send(&mut self, sender: &mut StreamSender<Bytes>) -> Result<(), Unsent> {
         while let Some(element) = self.elements.recv().await {
-            let Element { number, bytes } = element.map_err(Stopped::Here)?;
+            let Element { number, bytes } = element.map_err(Unsent::Here)?;
             if self.checked {
                 let line = || format!("line {number} of {}", self.name);
-                check_json(&bytes, line).map_err(Stopped::Here)?;
+                check_json(&bytes, line).map_err(Unsent::Here)?;
             }
-            sender.send(&bytes).await.map_err(Stopped::ByPeer)?;
+            sender.send(&bytes).await.map_err(Unsent::ByPeer)?;
         }
         sender.finish();
         Ok(())

@@ -22,7 +22,7 @@ use crate::connect::Node;
 use crate::failure::{Failure, Outcome, Stop};
 use crate::output::Output;
 
-use super::with_node;
+use super::{Unsent, exchange, with_node};
 
 /// How a path on a node begins.
 const SCHEME: &str = "remus://";
@@ -216,20 +216,23 @@ async fn upload(
     let bar = Bar::new(source.size, output);
     let (mut sender, reply) = call.client_stream::<Bytes, Bytes>(Raw).await?;
     let (mut chunks, read) = source.start()?;
-    while let Some(chunk) = chunks.recv().await {
-        if let Err(error) = sender.send(&chunk).await {
-            // The node took no more; its answer says why.
-            return Err(match reply.response().await {
-                Err(reason) => reason.into(),
-                Ok(_) => error.into(),
-            });
+    let sending = async {
+        while let Some(chunk) = chunks.recv().await {
+            sender.send(&chunk).await.map_err(Unsent::ByPeer)?;
+            bar.add(chunk.len());
         }
-        bar.add(chunk.len());
-    }
-    // Not whole: the sender is dropped without an end, so the node keeps nothing.
-    let done = finished(read.await)?;
-    sender.finish();
-    let answer = reply.response().await?.into_inner();
+        // Not whole: the sender is dropped without an end, so the node keeps nothing.
+        let done = finished(read.await).map_err(Unsent::Here)?;
+        sender.finish();
+        Ok(done)
+    };
+    let (done, answer) = exchange(sending, reply).await?;
+    let done = done.ok_or_else(|| {
+        Failure::new(
+            ErrorCode::INTERNAL,
+            "the node answered before it had the whole file",
+        )
+    })?;
     bar.clear();
     let stored: Stored = remus::Codec::decode(&Json, answer)?;
     compare(&done, stored.size, &stored.sha256)?;

@@ -10,7 +10,8 @@ mod up;
 
 use std::time::Duration;
 
-use remus::ErrorCode;
+use bytes::Bytes;
+use remus::{ErrorCode, Reply};
 
 use crate::cli::{Cli, Command};
 use crate::connect::Node;
@@ -53,6 +54,39 @@ async fn with_node<T>(node: Node, work: impl AsyncFnOnce(&Node) -> Outcome<T>) -
     };
     let _ = tokio::time::timeout(CLOSING_MAX, node.close()).await;
     outcome
+}
+
+/// Why not all requests of a stream were sent.
+enum Unsent {
+    /// The input is wrong or cannot be read.
+    Here(Stop),
+    /// The peer, or the connection, took no more.
+    ByPeer(remus::Error),
+}
+
+/// Sends a stream of requests by `sending` and takes the one answer; the peer may give it, or give up, while the input still
+/// hesitates, and then nothing more is sent and no result of `sending` is there.
+async fn exchange<T>(
+    sending: impl Future<Output = Result<T, Unsent>>,
+    reply: Reply<Bytes>,
+) -> Outcome<(Option<T>, Bytes)> {
+    let answer = reply.response();
+    tokio::pin!(answer, sending);
+    let sent = tokio::select! {
+        // Where both are there, the answer is to all that was sent.
+        biased;
+        sent = &mut sending => sent,
+        answer = &mut answer => return Ok((None, answer?.into_inner())),
+    };
+    match sent {
+        Ok(sent) => Ok((Some(sent), answer.await?.into_inner())),
+        Err(Unsent::Here(stop)) => Err(stop),
+        // Its answer says why.
+        Err(Unsent::ByPeer(error)) => Err(match answer.await {
+            Err(reason) => reason.into(),
+            Ok(_) => error.into(),
+        }),
+    }
 }
 
 async fn within(limit: Option<Duration>, work: impl Future<Output = Outcome>) -> Outcome {

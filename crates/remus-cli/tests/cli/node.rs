@@ -89,6 +89,23 @@ fn new_work_is_refused_while_it_stops() {
 
 #[cfg(unix)]
 #[test]
+fn what_outlasts_the_grace_period_is_cut_off_with_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("node.toml");
+    fs::write(&config, "grace_ms = 200\n").unwrap();
+    let mut node = Node::start_with(&["--config", config.to_str().unwrap()]);
+    // Its input stays open and silent, so it hears of the end only from the node.
+    let mut copying = begun_upload(&node, "never");
+    node.running.signal("TERM");
+    assert_eq!(copying.wait(), Some(5));
+    assert_eq!(copying.stdout.next(), None, "no data on failure");
+    assert!(copying.stderr.next().unwrap().starts_with("error: "));
+    assert_eq!(node.running.wait(), Some(0));
+    assert!(!node.data.join("files/never").exists());
+}
+
+#[cfg(unix)]
+#[test]
 fn a_second_signal_ends_it_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let config = patient(directory.path());

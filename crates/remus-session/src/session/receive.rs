@@ -196,9 +196,13 @@ impl Session {
                 });
             }
         }
-        let open = self.stream_ref(id).is_some_and(|stream| stream.open);
+        let peers = self.is_peers(id);
+        // A stream of ours is not open to the peer before the request on it has left.
+        let open = self
+            .stream_ref(id)
+            .is_some_and(|stream| stream.open && (peers || shared || stream.send.known));
         if !open {
-            if !self.is_peers(id) {
+            if !peers {
                 return Err(if self.stream_ref(id).is_some() {
                     SessionError::AfterEnd(id)
                 } else {

@@ -39,12 +39,13 @@ pub struct ErrorDetail {
 }
 
 impl ErrorRecord {
-    /// An error without details that should not be tried again.
+    /// An error without details. It may be tried again at once where its code [says so](ErrorCode::is_retryable), and
+    /// otherwise should not be.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<Text>) -> Self {
         Self {
             code,
-            retry_after: None,
+            retry_after: code.is_retryable().then_some(Duration::ZERO),
             message: message.into(),
             details: Vec::new(),
         }

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -456,7 +456,7 @@ impl Broker {
             .len()
     }
 
-    /// Ends every subscription with SHUTTING_DOWN and refuses new ones.
+    /// Ends every subscription with UNAVAILABLE and refuses new ones with SHUTTING_DOWN.
     pub fn close(&self, reason: &str) {
         *self
             .shared
@@ -468,7 +468,9 @@ impl Broker {
             .table
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        table.for_each(|queue| queue.end(Some(closed(reason))));
+        // Not SHUTTING_DOWN, which promises that nothing ran (WIRE-65).
+        let ended = Error::unavailable(reason).with_retry_after(Duration::ZERO);
+        table.for_each(|queue| queue.end(Some(ended.clone())));
     }
 
     /// Counts a publication; the topic's one shared name.
@@ -544,7 +546,7 @@ impl Subscription {
     ///
     /// # Errors
     ///
-    /// RESOURCE_EXHAUSTED after an overflow under [`Overflow::End`], SHUTTING_DOWN after [`Broker::close`].
+    /// RESOURCE_EXHAUSTED after an overflow under [`Overflow::End`], UNAVAILABLE after [`Broker::close`].
     ///
     /// # Cancel safety
     ///

@@ -99,6 +99,10 @@ pub struct Session {
     deciding: bool,
     /// Acceptor: the application has not answered the query of the first flight; nothing more is taken in.
     asked: Option<RequestId>,
+    /// Acceptor: whether the client has been challenged. The rest of its first flight then comes before its answer.
+    challenged: bool,
+    /// Acceptor: that rest, at most the query and the schema offer.
+    held: VecDeque<Message>,
     /// Client: an authentication record is on its way and not answered.
     authenticating: bool,
     /// Client: the record to send when that is over. The latest wins.
@@ -269,6 +273,8 @@ impl Session {
             grant: Grant::default(),
             deciding: false,
             asked: None,
+            challenged: false,
+            held: VecDeque::new(),
             authenticating: false,
             renewal: None,
             offer_taken: None,
@@ -409,7 +415,7 @@ impl Session {
     #[must_use]
     pub fn has_events(&self) -> bool {
         !self.events.is_empty()
-            || !(self.requests.is_empty() || self.state.is_closed() || self.is_congested())
+            || !(self.requests.is_empty() || !self.state.is_open() || self.is_congested())
     }
 
     /// The next thing that happened.
@@ -424,7 +430,7 @@ impl Session {
                 }
                 continue;
             }
-            if self.requests.is_empty() || self.state.is_closed() {
+            if self.requests.is_empty() || !self.state.is_open() {
                 self.finish_if_drained();
                 if self.events.is_empty() {
                     return None;

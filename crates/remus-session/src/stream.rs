@@ -231,7 +231,7 @@ pub(crate) fn queued(message: &Message, ends: bool) -> Queued {
 mod tests {
     use super::*;
 
-    /// Spec: CORE-41
+    /// Spec: CORE-51, CORE-58
     #[test]
     fn credit_is_absolute_and_never_shrinks() {
         let mut half = RecvHalf {

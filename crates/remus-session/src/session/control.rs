@@ -123,6 +123,10 @@ impl Session {
         now: Timestamp,
         message: Message,
     ) -> Result<(), SessionError> {
+        if self.is_held(message.kind) {
+            self.held.push_back(message);
+            return Ok(());
+        }
         match message.kind {
             MessageType::HANDSHAKE => {
                 self.clock.observe(now, message.timestamp);
@@ -150,6 +154,32 @@ impl Session {
                 kind,
                 stream: StreamId(0),
             }),
+        }
+    }
+
+    /// Whether a record belongs to the first flight of a client that has been challenged: it left before the client knew.
+    fn is_held(&self, kind: MessageType) -> bool {
+        let next = match self.held.len() {
+            0 => MessageType::QUERY,
+            1 => MessageType::SCHEMA,
+            _ => return false,
+        };
+        self.challenged && self.state == State::Authentication && kind == next
+    }
+
+    /// Whether requests may come before the session is active: behind a first flight that is held.
+    pub(super) fn holds_flight(&self) -> bool {
+        self.held.len() == 2
+    }
+
+    /// Takes what was held, as far as the application has decided.
+    fn take_held(&mut self, now: Timestamp) {
+        while self.asked.is_none()
+            && let Some(message) = self.held.pop_front()
+        {
+            if let Err(error) = self.on_control(now, message) {
+                self.fail(&error);
+            }
         }
     }
 
@@ -481,6 +511,7 @@ impl Session {
         };
         self.send_handshake(now, &Handshake::Authenticated(record));
         self.grant = grant;
+        self.take_held(now);
     }
 
     /// Acceptor: the client may not come in, or its renewal is not accepted. Answers [`Event::Authenticate`]; the session ends.
@@ -499,6 +530,7 @@ impl Session {
     pub fn challenge(&mut self, now: Timestamp, challenge: Bytes) {
         if self.deciding && self.advance(Input::Challenge).is_ok() {
             self.deciding = false;
+            self.challenged = true;
             self.send_handshake(now, &Handshake::Challenge(challenge));
         }
     }
@@ -546,6 +578,7 @@ impl Session {
             self.asked = None;
             // The table was asked when the query came.
             let _ = self.advance(Input::Directory);
+            self.take_held(now);
         }
     }
 

@@ -425,7 +425,7 @@ impl Session {
         id: StreamId,
         message: Message,
     ) -> Result<(), SessionError> {
-        if !self.state.is_open() {
+        if !self.state.is_open() && !self.holds_flight() {
             return Err(SessionError::MisplacedMessage {
                 kind: message.kind,
                 stream: id,

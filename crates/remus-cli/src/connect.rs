@@ -18,6 +18,12 @@ const PROBES: u32 = 3;
 /// Pause between two of these questions.
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long the connection is given to close when the work is done.
+const CLOSING_MAX: Duration = Duration::from_millis(500);
+
+/// How long the last packets are given to leave this machine: a turn of the runtime, and many times that.
+const LAST_PACKETS: Duration = Duration::from_millis(5);
+
 /// Addresses of one host name that are asked.
 const ADDRESSES_MAX: usize = 8;
 
@@ -101,9 +107,21 @@ impl Node {
         }
     }
 
-    /// Says goodbye, so that the node need not wait for the silence to become long.
+    /// Says goodbye, so that the node need not wait for the silence to become long, and gives it up after [`CLOSING_MAX`].
     pub(crate) async fn close(&self) {
-        self.client.close().await;
+        let _ = tokio::time::timeout(CLOSING_MAX, self.client.close()).await;
+    }
+
+    /// The same for a command that used `connection` and no other, without staying to answer what the node may send again
+    /// because an acknowledgement was lost: on a good path that takes longer than most commands.
+    pub(crate) async fn leave(&self, connection: &remus::Connection) {
+        let over = async {
+            connection.shut_down(ErrorCode::OK, "the client is done", "", CLOSING_MAX);
+            connection.finished().await;
+        };
+        if tokio::time::timeout(CLOSING_MAX, over).await.is_ok() {
+            let _ = tokio::time::timeout(LAST_PACKETS, self.client.close()).await;
+        }
     }
 
     fn unreachable(&self, error: &remus::Error) -> Failure {

@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -36,6 +36,9 @@ const CHUNK_BYTES: usize = 60 * 1024;
 /// Chunks between the thread of the disk and the network, in both directions: 1 MiB, so that neither waits for the other's
 /// every hiccup.
 const CHUNKS_WAITING: usize = 16;
+
+/// What to try where a file is there already.
+const REPLACE_HINT: &str = "without --no-clobber it is replaced";
 
 /// One side of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,9 +94,8 @@ struct Copied {
 pub(crate) async fn run(command: Copy, options: &Connection, output: &Output) -> Outcome {
     let source = Place::parse(&command.source)?;
     let destination = Place::parse(&command.destination)?;
-    let started = Instant::now();
     let to_stdout = destination == Place::Standard;
-    let (source, destination, done) = match (source, destination) {
+    let (source, destination, (done, taken)) = match (source, destination) {
         (Place::Node { url, path }, local @ (Place::File(_) | Place::Standard)) => {
             if path.is_empty() || path.ends_with('/') {
                 return Err(
@@ -109,7 +111,9 @@ pub(crate) async fn run(command: Copy, options: &Connection, output: &Output) ->
             };
             let node = Node::at(&url, options)?;
             let from = format!("{url}/{path}");
-            let done = with_node(node, async |node| download(node, path, sink, output).await);
+            let done = with_node(node, async |node| {
+                timed(download(node, path, sink, output)).await
+            });
             (from, shown, done.await?)
         }
         (local @ (Place::File(_) | Place::Standard), Place::Node { url, path }) => {
@@ -119,7 +123,7 @@ pub(crate) async fn run(command: Copy, options: &Connection, output: &Output) ->
             let to = format!("{url}/{path}");
             let overwrite = !command.no_clobber;
             let done = with_node(node, async |node| {
-                upload(node, source, &path, overwrite, output).await
+                timed(upload(node, source, &path, overwrite, output)).await
             });
             (local.shown(), to, done.await?)
         }
@@ -134,7 +138,7 @@ pub(crate) async fn run(command: Copy, options: &Connection, output: &Output) ->
                 .into());
         }
     };
-    let seconds = started.elapsed().as_secs_f64();
+    let seconds = taken.as_secs_f64();
     // A length in bytes is exact in a double up to 8 PiB.
     let bytes_per_second = if seconds > 0.0 {
         done.bytes as f64 / seconds
@@ -167,6 +171,13 @@ pub(crate) async fn run(command: Copy, options: &Connection, output: &Output) ->
         return output.json(&copied);
     }
     output.line(&text)
+}
+
+/// The result of a transfer, and how long it took: without connecting, which says nothing about the next one.
+async fn timed(transfer: impl Future<Output = Outcome<Done>>) -> Outcome<(Done, Duration)> {
+    let started = Instant::now();
+    let done = transfer.await?;
+    Ok((done, started.elapsed()))
 }
 
 /// The path on the node: one that ends in `/`, or none, takes the name of the file.
@@ -226,7 +237,12 @@ async fn upload(
         sender.finish();
         Ok(done)
     };
-    let (done, answer) = exchange(sending, reply).await?;
+    let (done, answer) = exchange(sending, reply).await.map_err(|stop| match stop {
+        Stop::Failed(failure) if failure.code() == ErrorCode::ALREADY_EXISTS => {
+            failure.or_hint(REPLACE_HINT).into()
+        }
+        other => other,
+    })?;
     let done = done.ok_or_else(|| {
         Failure::new(
             ErrorCode::INTERNAL,
@@ -509,7 +525,7 @@ fn taken(target: &Path) -> Failure {
         ErrorCode::ALREADY_EXISTS,
         format!("{} is there already", target.display()),
     )
-    .hint("without --no-clobber it is replaced")
+    .hint(REPLACE_HINT)
 }
 
 /// A download being written.
@@ -605,8 +621,10 @@ impl Bar {
             return Self(ProgressBar::hidden());
         }
         let template = match size {
-            Some(_) => "{bytes:>10} of {total_bytes} [{bar:30}] {bytes_per_sec}, {eta} left",
-            None => "{bytes:>10} {spinner} {bytes_per_sec}",
+            Some(_) => {
+                "{decimal_bytes:>10} of {decimal_total_bytes} [{bar:30}] {decimal_bytes_per_sec}, {eta} left"
+            }
+            None => "{decimal_bytes:>10} {spinner} {decimal_bytes_per_sec}",
         };
         let bar = match size {
             Some(size) => ProgressBar::new(size),

@@ -1,6 +1,7 @@
 //! `remus ls`: what the node has.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use remus::{ErrorCode, MethodKind};
@@ -179,20 +180,29 @@ fn peers(directory: &Directory, paint: &Paint) -> String {
     let rows = directory.peers.iter().map(|peer| {
         let field = |name: &String| match peer.get(name) {
             None | Some(Value::Null) => "-".to_owned(),
-            Some(Value::String(text)) => text.clone(),
+            Some(Value::String(text)) => address(text),
             Some(other) => other.to_string(),
         };
         columns.iter().map(field).collect()
     });
     let header: Vec<String> = columns
         .iter()
-        .map(|name| {
-            let name = if name == "address" { "peer" } else { name };
-            name.replace('_', " ").to_uppercase()
+        .map(|name| match name.as_str() {
+            "address" => "PEER".to_owned(),
+            "rtt_us" => "RTT µs".to_owned(),
+            name => name.replace('_', " ").to_uppercase(),
         })
         .collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     table(&header, rows.collect(), paint)
+}
+
+/// An IPv4 address that came through a socket for both as what it is, anything else as it stands.
+fn address(text: &str) -> String {
+    match text.parse::<SocketAddr>() {
+        Ok(address) => SocketAddr::new(address.ip().to_canonical(), address.port()).to_string(),
+        Err(_) => text.to_owned(),
+    }
 }
 
 /// Columns two spaces apart, under a header; nothing follows the last one.

@@ -19,9 +19,6 @@ use crate::exit;
 use crate::failure::{Failure, Outcome, Stop};
 use crate::output::Output;
 
-/// How long the connection is given to close when the work is done.
-const CLOSING_MAX: Duration = Duration::from_millis(500);
-
 /// Runs the command to its end, to its time limit, or to Ctrl-C.
 pub(crate) async fn run(cli: Cli, output: &Output) -> Outcome {
     let connection = cli.connection;
@@ -48,11 +45,9 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Outcome {
 
 /// Runs `work` with the node, and closes the connection afterwards whatever came of it.
 async fn with_node<T>(node: Node, work: impl AsyncFnOnce(&Node) -> Outcome<T>) -> Outcome<T> {
-    let outcome = match node.connect().await {
-        Ok(_) => work(&node).await,
-        Err(failure) => return Err(failure.into()),
-    };
-    let _ = tokio::time::timeout(CLOSING_MAX, node.close()).await;
+    let connection = node.connect().await?;
+    let outcome = work(&node).await;
+    node.leave(&connection).await;
     outcome
 }
 

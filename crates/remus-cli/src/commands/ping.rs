@@ -1,5 +1,6 @@
 //! `remus ping`: how far the node is, and how it is reached.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use remus::{ErrorCode, PathEstimate};
@@ -7,7 +8,8 @@ use serde::Serialize;
 
 use crate::cli::{Connection, Ping};
 use crate::connect::Node;
-use crate::failure::{Failure, Outcome, Stop};
+use crate::directory::Directory;
+use crate::failure::{Failure, Outcome, Stop, printable};
 use crate::output::Output;
 
 use super::{interrupt, with_node};
@@ -23,7 +25,7 @@ struct Measured<'a> {
     clock_offset_us: i64,
     url: &'a str,
     address: String,
-    node: String,
+    node: Option<&'a str>,
     carrier: &'a str,
     protocol: String,
     tls: &'a str,
@@ -97,8 +99,13 @@ async fn measure(
         Some(tls) => (tls.version, tls.key_exchange),
         None => ("unknown", None),
     };
-    let address = connection.remote_address().to_string();
-    let peer = format!("{:08x}", negotiated.peer_node.0);
+    let address = connection.remote_address();
+    // An IPv4 address that came through a socket for both is shown as what it is.
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port()).to_string();
+    // A server without a directory has no name.
+    let name = Directory::fetch(node)
+        .await?
+        .and_then(|directory| Some(directory.node.get("name")?.as_str()?.to_owned()));
     let protocol = format!(
         "remus {}.{}",
         negotiated.version.major, negotiated.version.minor
@@ -106,8 +113,9 @@ async fn measure(
     let carrier = node.client.carrier();
     if !output.is_json() {
         output.line(&format!(
-            "{} ({address}), node {peer}, {protocol} over {carrier}, {version} with {}",
+            "{} ({address}), node {}, {protocol} over {carrier}, {version} with {}",
             node.name(),
+            printable(name.as_deref().unwrap_or("without a name")),
             key_exchange.unwrap_or("a key exchange that is not shown"),
         ))?;
     }
@@ -134,7 +142,7 @@ async fn measure(
                 clock_offset_us,
                 url: &options.url,
                 address: address.clone(),
-                node: peer.clone(),
+                node: name.as_deref(),
                 carrier,
                 protocol: protocol.clone(),
                 tls: version,

@@ -17,7 +17,7 @@ use crate::failure::{Failure, Outcome, Stop};
 use crate::json::Json;
 use crate::output::{Output, Paint, Printer, json_line};
 
-use super::{CLOSING_MAX, interrupt};
+use super::interrupt;
 
 /// Pause before the first attempt to subscribe again; each further one doubles it.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ pub(crate) async fn run(command: Subscribe, connection: &Connection, output: &Ou
         () = interrupt() => Ok(()),
     };
     let written = tokio::time::timeout(LAST_WRITE, printer.finish()).await;
-    let _ = tokio::time::timeout(CLOSING_MAX, node.close()).await;
+    node.close().await;
     outcome.and(written.unwrap_or(Ok(())))
 }
 

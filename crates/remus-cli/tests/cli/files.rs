@@ -108,7 +108,8 @@ fn replacing_can_be_refused_on_both_sides() {
     fs::write(&file, "one").unwrap();
     let (local, remote) = (file.to_str().unwrap(), node.path("f"));
     node.run(["cp", "--no-clobber", local, &remote]).good();
-    node.run(["cp", "--no-clobber", local, &remote]).bad(6);
+    let error = node.run(["cp", "--no-clobber", local, &remote]).bad(6);
+    assert!(error.contains("without --no-clobber"), "{error}");
     let error = node.run(["cp", "-n", &remote, local]).bad(6);
     assert!(error.contains("is there already"), "{error}");
     fs::write(&file, "two").unwrap();

@@ -140,6 +140,7 @@ fn pings_and_tells_how_it_is_connected() {
         assert_eq!(line["seq"], seq);
         assert!(line["rtt_us"].as_u64().is_some(), "{line}");
         assert!(line["clock_offset_us"].as_i64().is_some(), "{line}");
+        assert!(line["node"].is_string(), "{line}");
         assert_eq!(line["tls"], "TLS 1.3");
         assert_eq!(line["key_exchange"], "X25519MLKEM768");
         assert_eq!(line["carrier"], "webtransport");

@@ -215,7 +215,7 @@ pub(crate) type PeerIds = HashMap<u32, PeerId>;
 mod tests {
     use super::*;
 
-    /// Spec: CORE-22, CORE-27
+    /// Spec: CORE-27
     #[test]
     fn ids_rise_skip_what_is_open_and_survive_growth() {
         let mut ids = LocalIds::new();

@@ -46,7 +46,7 @@ impl HybridClock {
 mod tests {
     use super::*;
 
-    /// Spec: CORE-60, CORE-61, CORE-68, CORE-69
+    /// Spec: CORE-68, CORE-69
     #[test]
     fn never_runs_backwards_and_clamps_a_peer_from_the_future() {
         let mut clock = HybridClock::default();

@@ -302,7 +302,7 @@ impl SessionConfig {
 mod tests {
     use super::*;
 
-    /// Spec: CORE-11
+    /// Spec: CORE-15
     #[test]
     fn refuses_to_grant_less_than_the_initial_limits() {
         let mut config = SessionConfig::client();

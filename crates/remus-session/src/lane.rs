@@ -249,7 +249,7 @@ pub(crate) struct Lane {
 mod tests {
     use super::*;
 
-    /// Spec: CORE-46, CORE-67
+    /// Spec: CORE-67
     #[test]
     fn no_class_starves_and_weights_hold() {
         let mut turns = Turns::default();

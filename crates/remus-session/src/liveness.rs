@@ -185,7 +185,7 @@ fn midpoint(a: i64, b: i64) -> i64 {
 mod tests {
     use super::*;
 
-    /// Spec: CORE-71
+    /// Spec: CORE-72
     #[test]
     fn measures_round_trip_and_offset_from_four_times() {
         let mut live = Liveness::new(Timestamp(1_000_000), Duration::from_secs(3));

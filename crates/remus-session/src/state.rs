@@ -148,7 +148,7 @@ mod tests {
 
     /// The table as the specification prints it (core §2); a change here is a change of the protocol.
     ///
-    /// Spec: CORE-1, CORE-2
+    /// Spec: CORE-1
     #[test]
     fn table_is_the_one_of_the_specification() {
         const INPUTS: [Input; 10] = [

@@ -23,7 +23,13 @@ fn shutdown(last: u32, grace: Duration) -> Vec<u8> {
 
 fn announce(rig: &mut Rig, grace: Duration) {
     let now = rig.at();
-    rig.session.shut_down(now, ErrorCode::OK, "maintenance", "remus://elsewhere", grace);
+    rig.session.shut_down(
+        now,
+        ErrorCode::OK,
+        "maintenance",
+        "remus://elsewhere",
+        grace,
+    );
     rig.take_events();
 }
 
@@ -42,15 +48,28 @@ fn accepted_calls_finish_and_later_ones_are_refused() {
     assert_eq!((record.last_request.0, record.grace), (5, GRACE));
     assert_eq!(&*record.redirect, "remus://elsewhere");
     let now = rig.at();
-    assert_eq!(rig.session.call(now, outgoing(""), Shape::Unary), Err(CallError::ShuttingDown));
+    assert_eq!(
+        rig.session.call(now, outgoing(""), Shape::Unary),
+        Err(CallError::ShuttingDown)
+    );
 
     rig.feed(&whole(1, &request(6))).unwrap();
     rig.feed(&whole(5, &closed_request(3))).unwrap();
-    let refused = [(1, 6, ErrorCode::SHUTTING_DOWN), (5, 3, ErrorCode::SHUTTING_DOWN)];
-    assert_eq!(rig.sent_errors(), refused, "also an earlier ID that had not begun");
+    let refused = [
+        (1, 6, ErrorCode::SHUTTING_DOWN),
+        (5, 3, ErrorCode::SHUTTING_DOWN),
+    ];
+    assert_eq!(
+        rig.sent_errors(),
+        refused,
+        "also an earlier ID that had not begun"
+    );
 
     rig.feed(&whole(3, &element(5, "still flows"))).unwrap();
-    assert!(matches!(rig.session.recv(streaming.call), Some(Received::Element(_))));
+    assert!(matches!(
+        rig.session.recv(streaming.call),
+        Some(Received::Element(_))
+    ));
     rig.respond(unary.call, "done");
     assert!(rig.closed().is_none());
     rig.respond(streaming.call, "done");
@@ -65,18 +84,37 @@ fn accepted_calls_finish_and_later_ones_are_refused() {
 fn calls_that_the_peer_did_not_take_on_may_be_tried_elsewhere() {
     let mut client = Rig::client();
     let now = client.at();
-    let accepted = client.session.call(now, outgoing("1"), Shape::Unary).unwrap();
-    let unary = client.session.call(now, outgoing("2"), Shape::Unary).unwrap();
-    let streaming = client.session.call(now, outgoing("3"), Shape::ServerStream).unwrap();
+    let accepted = client
+        .session
+        .call(now, outgoing("1"), Shape::Unary)
+        .unwrap();
+    let unary = client
+        .session
+        .call(now, outgoing("2"), Shape::Unary)
+        .unwrap();
+    let streaming = client
+        .session
+        .call(now, outgoing("3"), Shape::ServerStream)
+        .unwrap();
     client.sent();
     client.feed(&shutdown(1, GRACE)).unwrap();
     assert_eq!(client.session.state(), State::GracefulShutdown);
     assert_eq!(client.failure(unary), Some(ErrorCode::SHUTTING_DOWN));
-    let Some(Received::End(Some(record))) = client.session.recv(streaming) else { panic!("it ends") };
+    let Some(Received::End(Some(record))) = client.session.recv(streaming) else {
+        panic!("it ends")
+    };
     assert_eq!(record.code, ErrorCode::SHUTTING_DOWN);
     assert!(record.code.is_refusal());
-    assert!(client.events.iter().any(|event| matches!(event, Event::ShuttingDown(_))));
-    assert_eq!(client.session.call(now, outgoing(""), Shape::Unary), Err(CallError::ShuttingDown));
+    assert!(
+        client
+            .events
+            .iter()
+            .any(|event| matches!(event, Event::ShuttingDown(_)))
+    );
+    assert_eq!(
+        client.session.call(now, outgoing(""), Shape::Unary),
+        Err(CallError::ShuttingDown)
+    );
     client.feed(&whole(1, &response(1, "in time"))).unwrap();
     assert_eq!(client.answer(accepted).unwrap().unwrap().payload, "in time");
     client.sent();
@@ -86,9 +124,16 @@ fn calls_that_the_peer_did_not_take_on_may_be_tried_elsewhere() {
     assert!(client.closed().unwrap().by_peer);
 
     let mut client = Rig::client();
-    let none = client.session.call(now, outgoing("1"), Shape::Unary).unwrap();
+    let none = client
+        .session
+        .call(now, outgoing("1"), Shape::Unary)
+        .unwrap();
     client.feed(&shutdown(0, GRACE)).unwrap();
-    assert_eq!(client.failure(none), Some(ErrorCode::SHUTTING_DOWN), "0 is none");
+    assert_eq!(
+        client.failure(none),
+        Some(ErrorCode::SHUTTING_DOWN),
+        "0 is none"
+    );
 }
 
 /// Spec: CORE-80
@@ -114,14 +159,24 @@ fn a_grace_that_is_over_ends_the_session_on_both_sides() {
     assert!(rig.closed().is_none());
     rig.wait(1);
     assert_eq!(rig.closed().unwrap().code, ErrorCode::OK);
-    assert_eq!(rig.cancelled(incoming.call), Some(ErrorCode::LOSS_OF_SESSION));
+    assert_eq!(
+        rig.cancelled(incoming.call),
+        Some(ErrorCode::LOSS_OF_SESSION)
+    );
 
     let mut client = Rig::client();
     let now = client.at();
-    let call = client.session.call(now, outgoing(""), Shape::Unary).unwrap();
+    let call = client
+        .session
+        .call(now, outgoing(""), Shape::Unary)
+        .unwrap();
     client.feed(&shutdown(1, GRACE)).unwrap();
     client.wait(5 * SECOND);
-    assert_eq!(client.failure(call), Some(ErrorCode::LOSS_OF_SESSION), "it may have run");
+    assert_eq!(
+        client.failure(call),
+        Some(ErrorCode::LOSS_OF_SESSION),
+        "it may have run"
+    );
 }
 
 /// Spec: CORE-81
@@ -144,7 +199,9 @@ fn before_it_is_active_a_session_is_refused_or_waits_for_its_early_calls() {
     acceptor.feed(&offer()).unwrap();
     announce(&mut acceptor, GRACE);
     let sent = acceptor.sent_messages();
-    let Handshake::Refused(record) = Handshake::decode(sent.last().unwrap().1.payload.clone()).unwrap() else {
+    let Handshake::Refused(record) =
+        Handshake::decode(sent.last().unwrap().1.payload.clone()).unwrap()
+    else {
         panic!("{sent:?}")
     };
     assert_eq!(record.code, ErrorCode::SHUTTING_DOWN);
@@ -152,16 +209,28 @@ fn before_it_is_active_a_session_is_refused_or_waits_for_its_early_calls() {
 
     let mut client = Rig::fresh_client(SessionConfig::client());
     let now = client.at();
-    let call = client.session.call(now, outgoing("early"), Shape::Unary).unwrap();
-    client.feed(&handshake(&Handshake::Refused(record))).unwrap();
-    assert_eq!(client.failure(call), Some(ErrorCode::SHUTTING_DOWN), "it did not run");
+    let call = client
+        .session
+        .call(now, outgoing("early"), Shape::Unary)
+        .unwrap();
+    client
+        .feed(&handshake(&Handshake::Refused(record)))
+        .unwrap();
+    assert_eq!(
+        client.failure(call),
+        Some(ErrorCode::SHUTTING_DOWN),
+        "it did not run"
+    );
 
     let mut idle = Rig::fresh_client(SessionConfig::client());
     announce(&mut idle, GRACE);
     assert_eq!(idle.closed().unwrap().code, ErrorCode::OK);
 
     let mut client = Rig::fresh_client(SessionConfig::client());
-    let call = client.session.call(now, outgoing("early"), Shape::Unary).unwrap();
+    let call = client
+        .session
+        .call(now, outgoing("early"), Shape::Unary)
+        .unwrap();
     announce(&mut client, GRACE);
     assert!(client.closed().is_none());
     client.sent();
@@ -190,8 +259,16 @@ fn what_open_calls_fail_with() {
     for (ended, failed) in codes {
         let mut duo = Duo::new(SessionConfig::client(), SessionConfig::acceptor());
         let now = duo.client.at();
-        let unary = duo.client.session.call(now, outgoing("x"), Shape::Unary).unwrap();
-        let streaming = duo.client.session.call(now, outgoing("x"), Shape::ServerStream).unwrap();
+        let unary = duo
+            .client
+            .session
+            .call(now, outgoing("x"), Shape::Unary)
+            .unwrap();
+        let streaming = duo
+            .client
+            .session
+            .call(now, outgoing("x"), Shape::ServerStream)
+            .unwrap();
         duo.exchange();
         let [first, second] = [duo.acceptor.incoming(), duo.acceptor.incoming()];
         duo.acceptor.session.abort(ended, "because");
@@ -202,12 +279,20 @@ fn what_open_calls_fail_with() {
         duo.client.session.carrier_lost(ended, "because");
         duo.client.take_events();
         assert_eq!(duo.client.failure(unary), Some(failed));
-        let Some(Received::End(Some(record))) = duo.client.session.recv(streaming) else { panic!("it ends") };
+        let Some(Received::End(Some(record))) = duo.client.session.recv(streaming) else {
+            panic!("it ends")
+        };
         assert_eq!(record.code, failed);
-        assert!(matches!(duo.client.events.back(), Some(Event::Closed(reason)) if reason.by_peer), "the last event");
+        assert!(
+            matches!(duo.client.events.back(), Some(Event::Closed(reason)) if reason.by_peer),
+            "the last event"
+        );
         duo.client.session.release(now, streaming);
         assert_eq!(duo.client.session.occupancy().calls, 0);
-        assert_eq!(duo.client.session.call(now, outgoing(""), Shape::Unary), Err(CallError::Closed));
+        assert_eq!(
+            duo.client.session.call(now, outgoing(""), Shape::Unary),
+            Err(CallError::Closed)
+        );
         assert!(duo.client.session.poll_timeout().is_none());
     }
 }

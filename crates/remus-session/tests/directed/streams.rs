@@ -206,16 +206,30 @@ fn a_stream_id_is_used_again_and_its_offsets_rise() {
     let now = client.at();
     let mut sent = 0;
     for _ in 0..4 {
-        let call = client.session.call(now, outgoing(vec![0; 20_000]), Shape::ServerStream).unwrap();
+        let call = client
+            .session
+            .call(now, outgoing(vec![0; 20_000]), Shape::ServerStream)
+            .unwrap();
         let frames = client.sent();
-        assert!(frames.iter().all(|(lane, frame)| *lane == 1 && frame.stream.0 == 3), "its lane and ID");
-        sent += frames.iter().map(|(_, frame)| frame.body.encoded_len()).sum::<usize>();
+        assert!(
+            frames
+                .iter()
+                .all(|(lane, frame)| *lane == 1 && frame.stream.0 == 3),
+            "its lane and ID"
+        );
+        sent += frames
+            .iter()
+            .map(|(_, frame)| frame.body.encoded_len())
+            .sum::<usize>();
         client.session.cancel(now, call, ErrorCode::CANCELLED);
         client.sent();
         client.feed_on(1, &reset(3, ErrorCode::CANCELLED)).unwrap();
         assert_eq!(client.session.occupancy().open_streams, 0);
     }
-    assert_eq!(sent, 65_536, "four times 20,035 bytes would be more than the ID's credit");
+    assert_eq!(
+        sent, 65_536,
+        "four times 20,035 bytes would be more than the ID's credit"
+    );
 }
 
 /// Spec: CORE-51

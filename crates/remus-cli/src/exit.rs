@@ -194,4 +194,10 @@ mod tests {
             assert_eq!(times, 1, "{name} in\n{help}");
         }
     }
+
+    #[test]
+    fn the_guide_says_the_same_as_the_help() {
+        let guide = include_str!("../../../docs/guide/cli.md");
+        assert!(guide.contains(&help()), "docs/guide/cli.md, exit codes");
+    }
 }

@@ -192,3 +192,16 @@ fn a_wrong_configuration_is_told_with_its_place() {
         "nothing is made for a node that does not start"
     );
 }
+
+#[test]
+fn the_configuration_in_the_guide_is_valid() {
+    let guide = include_str!("../../../../docs/guide/cli.md");
+    let (_, from) = guide.split_once("```toml\n").unwrap();
+    let (toml, _) = from.split_once("```").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("node.toml");
+    fs::write(&config, toml).unwrap();
+    // The option wins over the file, which names the port that everybody uses.
+    let node = Node::start_with(&["--config", config.to_str().unwrap()]);
+    node.run(["ls"]).good();
+}

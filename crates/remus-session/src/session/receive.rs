@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use remus_wire::{
-    DecodeError, ErrorCode, ErrorRecord, Flags, Frame, FrameBody, FrameType, Message, MessageType,
-    RequestId, StreamId, Text, Timestamp,
+    DEFAULT_MAX_FRAME, DecodeError, ErrorCode, ErrorRecord, Flags, Frame, FrameBody, FrameType,
+    Message, MessageType, RequestId, StreamId, Text, Timestamp,
 };
 
 use super::{Pending, SLICES_MAX, Session};
@@ -11,8 +11,9 @@ use crate::SHARED_MESSAGE_MAX;
 use crate::assembly::Assembly;
 use crate::call::{Answer, CallKey, PeerId, Received};
 use crate::error::SessionError;
-use crate::event::Event;
+use crate::event::{Event, Side};
 use crate::lane::{LANES_MAX, LaneId};
+use crate::state::State;
 use crate::stream::Stream;
 
 impl Session {
@@ -92,11 +93,11 @@ impl Session {
         lane: LaneId,
         input: &mut Bytes,
     ) -> Result<(), SessionError> {
-        let max_frame = self.config.limits.max_frame;
         if lane.0 >= LANES_MAX {
             return Err(SessionError::WrongLane(StreamId(0)));
         }
         while self.wants_input() {
+            let max_frame = self.max_frame();
             let Some(entry) = self.lane_mut(lane) else {
                 return Ok(());
             };
@@ -109,6 +110,20 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// The largest frame payload that is taken: the default until our own limit has been stated (WIRE-12).
+    fn max_frame(&self) -> u32 {
+        let stated = self.side == Side::Client
+            || !matches!(
+                self.state,
+                State::VersionNegotiation | State::CapabilityExchange
+            );
+        if stated {
+            self.config.limits.max_frame
+        } else {
+            DEFAULT_MAX_FRAME
+        }
     }
 
     /// Takes in a datagram: one MESSAGE frame of a kind that can bear loss. Anything else is dropped. Spec: transport §2.

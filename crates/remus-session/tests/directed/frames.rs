@@ -134,6 +134,26 @@ fn each_kind_of_broken_bytes_has_its_code() {
     }
 }
 
+/// Until an acceptor has stated its limit the default holds, whether its own is lower or higher.
+///
+/// Spec: WIRE-12
+#[test]
+fn the_frame_limit_holds_from_when_it_is_stated() {
+    for (own, taken_after) in [(16_448, 16_448), (1 << 20, 1 << 20)] {
+        let mut config = SessionConfig::acceptor();
+        config.limits.max_frame = own;
+        let frame_of = |len: usize| raw_frame(9, 0x8001, &vec![0; len]);
+        let mut fresh = Rig::fresh_acceptor(config.clone());
+        fresh.feed(&frame_of(65_536)).unwrap();
+        let code = fault(&mut fresh, &frame_of(65_537));
+        assert_eq!(code, ErrorCode::FRAME_TOO_LARGE);
+        let mut active = Rig::acceptor_with(config, GENEROUS);
+        active.feed(&frame_of(taken_after)).unwrap();
+        let code = fault(&mut active, &frame_of(taken_after + 1));
+        assert_eq!(code, ErrorCode::FRAME_TOO_LARGE);
+    }
+}
+
 /// Spec: TRANS-37
 #[test]
 fn a_lane_that_ends_within_a_frame_ends_the_session() {

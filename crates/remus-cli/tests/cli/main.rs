@@ -9,6 +9,7 @@
 mod files;
 mod killed;
 mod node;
+mod odd;
 mod support;
 mod talking;
 mod topics;

@@ -134,7 +134,7 @@ impl<T> IndexMut<Who> for Pair<T> {
 struct Pipe {
     bytes: VecDeque<Bytes>,
     len: usize,
-    /// Nobody reads it for now.
+    /// Its reader has stopped, until the world lets it go on.
     stalled: bool,
     /// Bytes beyond which nothing more is written.
     capacity: usize,

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use remus_session::{
     CallError, CallKey, CloseReason, LANES_MAX, LaneId, Negotiated, Outgoing, PathEstimate,
-    Received, SendError, Session, Shape, Statistics,
+    Received, SendError, Session, Shape, Side, Statistics,
 };
 use remus_wire::{
     AuthenticationRecord, ErrorCode, ErrorRecord, Message, Shutdown, Text, Timestamp,
@@ -105,6 +105,8 @@ pub(crate) enum Writer {
     Busy,
     /// Its task waits.
     Waiting(Waker),
+    /// Its task has ended. A lane is never opened twice: its number stands for one pipe.
+    Gone,
 }
 
 /// Someone who waits for a call.
@@ -188,6 +190,8 @@ impl Core {
 
     /// Wakes the writers of lanes that have something to send. True when a lane has to be opened first.
     fn wake_writers(&mut self) -> bool {
+        // Only the client opens lanes; and at the end every lane counts as dirty, so that its writer notices.
+        let opens = self.session.side() == Side::Client && !self.session.state().is_closed();
         let mut dirty = self.session.take_dirty_lanes();
         let mut open = false;
         while dirty != 0 {
@@ -200,12 +204,11 @@ impl Core {
                 continue;
             };
             match writer {
-                // After the end every lane counts as dirty, so that its writer notices; none is opened for that.
-                Writer::Absent if self.closed.is_none() => {
+                Writer::Absent if opens => {
                     *writer = Writer::Wanted;
                     open = true;
                 }
-                Writer::Absent | Writer::Busy => {}
+                Writer::Absent | Writer::Busy | Writer::Gone => {}
                 Writer::Wanted => open = true,
                 Writer::Waiting(_) => {
                     if let Writer::Waiting(waker) = std::mem::replace(writer, Writer::Busy) {

@@ -126,9 +126,7 @@ impl Supervisor {
         }
         let mut timer = Box::pin(tokio::time::sleep(Duration::ZERO));
         loop {
-            if !self.open_lanes().await {
-                break;
-            }
+            self.open_lanes().await;
             self.inner.pump();
             self.send_datagrams();
             let at = {
@@ -165,19 +163,15 @@ impl Supervisor {
         self.close_link().await;
     }
 
-    /// Opens the lanes that the session wants to write on. False when the link is gone.
-    async fn open_lanes(&self) -> bool {
+    /// Opens the lanes that a client's session wants to write on.
+    async fn open_lanes(&self) {
         let wanted = self.inner.lock().lanes_to_open();
         for lane in wanted {
-            if !self.client {
-                continue; // only the client opens lanes; the acceptor's writers come with them
-            }
             match self.link.open_bi().await {
                 Ok((send, recv)) => self.add_lane(lane, send, recv),
                 Err(_) => self.link_ended().await,
             }
         }
-        true
     }
 
     fn add_lane(&self, lane: LaneId, send: SendStream, recv: RecvStream) {
@@ -322,8 +316,10 @@ async fn write_lane(
         out.clear();
         inner.wrote();
         if let Err(error) = written {
+            // First of all, so that an end under way does not wait for a lane that is lost.
+            inner.lock().writer_gone(lane);
             lane_broke(&inner, &link, lane, &error.to_string()).await;
-            break;
+            return;
         }
     }
     if send.finish().is_ok() {
@@ -575,7 +571,7 @@ impl Core {
 
     fn writer_gone(&mut self, lane: LaneId) {
         if let Some(writer) = self.writers.get_mut(usize::from(lane.0)) {
-            *writer = Writer::Absent;
+            *writer = Writer::Gone;
         }
         self.wake_input();
     }
@@ -585,7 +581,7 @@ impl Core {
         if self
             .writers
             .iter()
-            .all(|writer| matches!(writer, Writer::Absent | Writer::Wanted))
+            .all(|writer| matches!(writer, Writer::Absent | Writer::Wanted | Writer::Gone))
         {
             return Poll::Ready(());
         }

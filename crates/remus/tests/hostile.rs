@@ -404,3 +404,29 @@ async fn a_peer_that_stops_reading_a_stream_is_bounded() {
         }
     }
 }
+
+/// What is due at the end is the close; nobody waits for lanes that were never opened, or that broke.
+#[tokio::test]
+async fn a_peer_that_announces_its_end_and_keeps_the_link_is_closed_when_its_grace_is_over() {
+    let host = Host::start(echo()).await;
+    let mut raider = Raider::active(&host).await;
+    tokio::time::pause();
+    let start = tokio::time::Instant::now();
+    let grace = std::time::Duration::from_millis(100);
+    let now = raider.clock.now();
+    raider
+        .session
+        .shut_down(now, ErrorCode::OK, "enough", "", grace);
+    let mut out = VecDeque::new();
+    raider.session.poll_transmit(LaneId::ZERO, &mut out);
+    for chunk in out {
+        raider.send.write_all(&chunk).await.unwrap();
+    }
+    let (code, _) = raider.verdict().await;
+    assert_eq!(code, ErrorCode::OK);
+    let took = start.elapsed();
+    assert!(
+        took < std::time::Duration::from_secs(1),
+        "{took:?} by the virtual clock: something lingered"
+    );
+}

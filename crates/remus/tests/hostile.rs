@@ -1,5 +1,5 @@
-//! Peers that break the rules, against a live server that serves somebody else meanwhile: each gets its own code, and memory
-//! stays bounded.
+//! Peers that break the rules, against a live server that serves somebody else meanwhile: each gets its own code. What
+//! they may cost is measured in `memory.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,164 +10,20 @@
     reason = "a step that fails is a test that fails"
 )]
 
+#[path = "support/raider.rs"]
+mod raider;
 mod support;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use remus::{Client, ErrorCode, Raw, Request, Response, Router, Service, TlsPolicy};
-use remus_http3::{ClosedBy, RecvStream, SendStream};
-use remus_session::{Event, LaneId, Session, SessionConfig};
-use remus_transport::{Clock, quic};
-use remus_wire::{
-    Flags, FrameHeader, FrameType, Message, MessageType, MethodId, RequestId, Routing, ServiceId,
-    StreamId,
-};
+use raider::{Raider, echo, frame, is_served, request};
+use remus::{ErrorCode, TlsPolicy};
+use remus_session::LaneId;
+use remus_transport::quic;
+use remus_wire::{Flags, FrameHeader, FrameType, Message, MessageType, RequestId, StreamId};
 use support::Host;
-
-/// Memory that one hostile peer may cost, in bytes, in this process that holds both ends: the session's window (8 MiB), its
-/// queue (4 MiB), QUIC's windows on both sides (8 + 2 MiB each) and slack for allocator and buffers.
-const COST_MAX: usize = 64 * 1024 * 1024;
-
-fn echo() -> Router {
-    Router::new().service(
-        Service::new("test.v1.Echo")
-            .unary("Echo", Raw, |request: Request<Bytes>| async move {
-                Ok(Response::new(request.into_inner()))
-            })
-            .client_stream("Unread", Raw, |_: Request<remus::Streaming<Bytes>>| {
-                std::future::pending::<Result<Response<Bytes>, remus::Error>>()
-            })
-            .server_stream("Endless", Raw, |_: Request<Bytes>| async move {
-                Ok(Response::new(futures_util::stream::repeat_with(|| {
-                    Ok(Bytes::from_static(&[7; 8192]))
-                })))
-            }),
-    )
-}
-
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
-}
-
-/// A peer with a link and lane 0 in its hands.
-struct Raider {
-    link: remus_http3::Session,
-    send: SendStream,
-    recv: RecvStream,
-    session: Session,
-    clock: Clock,
-    _endpoint: quinn::Endpoint,
-}
-
-impl Raider {
-    /// Opens link and lane 0, and says nothing yet.
-    async fn new(host: &Host) -> Self {
-        let tls = remus_security::client_config(
-            TlsPolicy::RequirePostQuantum,
-            &host.trust,
-            remus_security::alpn::QUIC,
-        )
-        .unwrap();
-        let endpoint = quic::client_endpoint(tls).unwrap();
-        let address: SocketAddr = host.url.trim_start_matches("remus://").parse().unwrap();
-        let quic = endpoint
-            .connect(address, "127.0.0.1")
-            .unwrap()
-            .await
-            .unwrap();
-        let http3 = remus_http3::Connection::client(quic, Arc::new(remus_http3::Config::default()))
-            .await
-            .unwrap();
-        let request = http::Request::builder()
-            .uri(format!("https://{address}/remus/v2"))
-            .body(())
-            .unwrap();
-        let link = http3.connect(request, &["remus.v2"]).await.unwrap();
-        let (send, recv) = link.open_bi().await.unwrap();
-        let clock = Clock::new();
-        let session = Session::client(SessionConfig::client(), clock.now()).unwrap();
-        Self {
-            link,
-            send,
-            recv,
-            session,
-            clock,
-            _endpoint: endpoint,
-        }
-    }
-
-    /// Goes through the lifecycle like everybody else.
-    async fn active(host: &Host) -> Self {
-        let mut raider = Self::new(host).await;
-        let mut out = VecDeque::new();
-        raider.session.poll_transmit(LaneId::ZERO, &mut out);
-        for chunk in out {
-            raider.send.write_all(&chunk).await.unwrap();
-        }
-        loop {
-            let mut chunk = raider.recv.read_chunk(65_536).await.unwrap().unwrap();
-            raider
-                .session
-                .handle_input(raider.clock.now(), LaneId::ZERO, &mut chunk)
-                .unwrap();
-            while let Some(event) = raider.session.poll_event(raider.clock.now()) {
-                if let Event::Active(_) = event {
-                    return raider;
-                }
-            }
-        }
-    }
-
-    /// What the server says when it closes.
-    async fn verdict(&self) -> (ErrorCode, String) {
-        let closed = self.link.closed().await.unwrap();
-        assert_eq!(closed.side, ClosedBy::Peer);
-        (ErrorCode(closed.code), closed.reason)
-    }
-
-    async fn sends(mut self, bytes: &[u8]) -> (ErrorCode, String) {
-        // The server may close while we still write.
-        let _ = self.send.write_all(bytes).await;
-        self.verdict().await
-    }
-}
-
-fn frame(stream: u16, kind: FrameType, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = FrameHeader {
-        stream: StreamId(stream),
-        kind,
-        len: payload.len() as u32,
-    }
-    .encode()
-    .to_vec();
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-fn request(id: u32, method: &str, flags: Flags, payload: Bytes) -> Vec<u8> {
-    let mut message = Message::new(MessageType::REQUEST, payload);
-    message.request_id = RequestId(id);
-    message.flags = flags;
-    message.routing = Routing::to(ServiceId::of("test.v1.Echo"), MethodId::of(method));
-    let mut bytes = BytesMut::new();
-    message.encode(&mut bytes);
-    bytes.to_vec()
-}
-
-/// The bystander's call: whatever happens to others, it is answered.
-async fn is_served(bystander: &Client) {
-    let answer = bystander
-        .method("test.v1.Echo/Echo")
-        .unary::<Bytes, Bytes>(Raw, &Bytes::from_static(b"still here"))
-        .await
-        .unwrap();
-    assert_eq!(answer.into_inner(), "still here");
-}
 
 /// Spec: CORE-83
 #[tokio::test]
@@ -340,69 +196,6 @@ async fn garbage_on_the_port_and_a_wrong_alpn_hurt_nobody() {
         "{error}"
     );
     is_served(&bystander).await;
-}
-
-#[tokio::test]
-async fn a_hundred_thousand_requests_without_reading_answers_are_bounded() {
-    let host = Host::start(echo()).await;
-    let bystander = host.client().await;
-    let mut raider = Raider::active(&host).await;
-    let before = resident_bytes();
-    let payload = Bytes::from(vec![3; 1024]);
-    let flood = async {
-        for id in 1..=100_000_u32 {
-            let bytes = frame(
-                1,
-                FrameType::MESSAGE,
-                &request(id, "test.v1.Echo/Echo", Flags::default(), payload.clone()),
-            );
-            if raider.send.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-    };
-    // The answers have nowhere to go, so the requests are no longer taken in, and no more of them are granted.
-    let (code, reason) = {
-        flood.await;
-        raider.verdict().await
-    };
-    assert_eq!(code, ErrorCode::FLOW_CONTROL, "{reason}");
-    let cost = resident_bytes().saturating_sub(before);
-    assert!(cost < COST_MAX, "{cost} bytes");
-    for _ in 0..50 {
-        is_served(&bystander).await;
-    }
-}
-
-#[tokio::test]
-async fn a_peer_that_stops_reading_a_stream_is_bounded() {
-    let host = Host::start(echo()).await;
-    let bystander = host.client().await;
-    let before = resident_bytes();
-    let mut idle = Vec::new();
-    for _ in 0..8 {
-        let client = host.client().await;
-        let stream = client
-            .method("test.v1.Echo/Endless")
-            .server_stream::<Bytes, Bytes>(Raw, &Bytes::new())
-            .await
-            .unwrap();
-        idle.push((client, stream));
-    }
-    for _ in 0..200 {
-        is_served(&bystander).await;
-    }
-    let cost = resident_bytes().saturating_sub(before);
-    assert!(cost < COST_MAX, "{cost} bytes");
-    // The stream was held, not broken: it goes on where it stopped.
-    for (_, stream) in &mut idle {
-        for _ in 0..100 {
-            assert_eq!(
-                stream.get_mut().message().await.unwrap().unwrap().len(),
-                8192
-            );
-        }
-    }
 }
 
 /// What is due at the end is the close; nobody waits for lanes that were never opened, or that broke.

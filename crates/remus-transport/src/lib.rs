@@ -12,6 +12,7 @@ mod clock;
 mod connection;
 mod driver;
 pub mod quic;
+mod shard;
 pub mod webtransport;
 
 pub use clock::Clock;

@@ -6,8 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, Runtime as _, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
 use socket2::{Domain, Protocol, Socket, Type};
+
+pub use crate::shard::{SHARDS_MAX, ShardError, ShardGroup, ShardStatistics};
 
 /// Bytes asked of the kernel for each direction of a UDP socket.
 ///
@@ -121,18 +126,55 @@ pub fn server_endpoint(
     socket: UdpSocket,
     tls: Arc<rustls::ServerConfig>,
 ) -> Result<Endpoint, EndpointError> {
+    Ok(Endpoint::new(
+        endpoint_config(),
+        Some(server_config(tls)?),
+        socket,
+        Arc::new(TokioRuntime),
+    )?)
+}
+
+/// An endpoint that takes connections on `socket`, on the runtime in which it is called, as shard `number` of `group`.
+///
+/// The sockets of a group are [bound](bind) to one address, as shared ones. The kernel spreads new connections over them, and each
+/// connection stays with the endpoint that took it, also when its client comes from another address than before. A group of one
+/// is an endpoint like any other.
+///
+/// # Errors
+///
+/// [`EndpointError`] as [`server_endpoint`], and [`EndpointError::Shard`].
+pub fn shard_endpoint(
+    socket: UdpSocket,
+    tls: Arc<rustls::ServerConfig>,
+    group: &ShardGroup,
+    number: usize,
+) -> Result<Endpoint, EndpointError> {
+    let runtime = Arc::new(TokioRuntime);
+    let mut config = endpoint_config();
+    let mut socket = runtime.wrap_udp_socket(socket)?;
+    // Where there is nobody to hand anything to, the group would be work for nothing.
+    if group.count() > 1 || number > 0 {
+        let opened = group.open(number, socket)?;
+        let (group, shard) = (group.clone(), opened.shard());
+        config.cid_generator(move || Box::new(group.generator(shard)));
+        socket = Arc::new(opened);
+    }
+    Ok(Endpoint::new_with_abstract_socket(
+        config,
+        Some(server_config(tls)?),
+        socket,
+        runtime,
+    )?)
+}
+
+fn server_config(tls: Arc<rustls::ServerConfig>) -> Result<ServerConfig, NoInitialCipherSuite> {
     let crypto = QuicServerConfig::try_from(tls)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport()));
     config.max_incoming(PENDING_CONNECTIONS_MAX);
     config.incoming_buffer_size(PENDING_CONNECTION_BYTES);
     config.incoming_buffer_size_total(PENDING_BYTES);
-    Ok(Endpoint::new(
-        endpoint_config(),
-        Some(config),
-        socket,
-        Arc::new(quinn::TokioRuntime),
-    )?)
+    Ok(config)
 }
 
 /// An endpoint for outgoing connections, on the runtime in which it is called: IPv6 and IPv4, or IPv4 where that is all.
@@ -146,12 +188,7 @@ pub fn client_endpoint(tls: Arc<rustls::ClientConfig>) -> Result<Endpoint, Endpo
     config.transport_config(Arc::new(transport()));
     let socket = bind((Ipv6Addr::UNSPECIFIED, 0).into(), false)
         .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into(), false))?;
-    let mut endpoint = Endpoint::new(
-        endpoint_config(),
-        None,
-        socket,
-        Arc::new(quinn::TokioRuntime),
-    )?;
+    let mut endpoint = Endpoint::new(endpoint_config(), None, socket, Arc::new(TokioRuntime))?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
 }
@@ -166,4 +203,7 @@ pub enum EndpointError {
     /// The operating system refused the socket.
     #[error("the UDP socket cannot be used: {0}")]
     Socket(#[from] io::Error),
+    /// The endpoint cannot be that shard of that group.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
 }

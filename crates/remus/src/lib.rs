@@ -58,6 +58,7 @@ pub use remus_security::{
     Fingerprint, LiveIdentity, LocalCa, Negotiated as TlsNegotiated, TlsPolicy, Trust,
 };
 pub use remus_session::{CloseReason, Grant, Negotiated, PathEstimate, SessionConfig};
+pub use remus_transport::quic::{SHARDS_MAX, ShardError, ShardGroup, ShardStatistics};
 pub use remus_transport::webtransport::{ConnectError, DEFAULT_PORT};
 pub use remus_transport::{Connection, ConnectionStatus};
 pub use remus_wire::{

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use remus_security::{TlsConfigError, TlsPolicy, alpn, server_config};
 use remus_session::{Answer, Grant, SessionConfig};
-use remus_transport::quic::{self, EndpointError};
+use remus_transport::quic::{self, EndpointError, ShardGroup};
 use remus_transport::webtransport::{self, Acceptor, DEFAULT_PORT};
 use remus_transport::{Connection, Dispatch, Handler, PeerRequest};
 use remus_wire::{
@@ -62,7 +62,7 @@ pub struct ServerBuilder {
     identity: Option<Arc<dyn ResolvesServerCert>>,
     policy: TlsPolicy,
     listen: SocketAddr,
-    shared_port: bool,
+    shard: Option<(ShardGroup, usize)>,
     config: SessionConfig,
     origins: Vec<String>,
     authenticator: Arc<dyn Authenticator>,
@@ -114,9 +114,12 @@ impl ServerBuilder {
         self
     }
 
-    /// Shares the port with other servers of this user (SO_REUSEPORT), one a thread: the kernel spreads connections over them.
-    pub fn shared_port(mut self) -> Self {
-        self.shared_port = true;
+    /// Shares the port with the other servers of `group`, one a thread, as its shard `number`, counted from 0.
+    ///
+    /// The kernel spreads new connections over them, and each stays with the server that took it, also when its client's address
+    /// changes. All of them listen on one address, which names the port.
+    pub fn shard(mut self, group: &ShardGroup, number: usize) -> Self {
+        self.shard = Some((group.clone(), number));
         self
     }
 
@@ -157,9 +160,13 @@ impl ServerBuilder {
         self.config.validate()?;
         let tls = server_config(self.policy, identity, alpn::QUIC)?;
         let address = self.listen;
-        let socket = quic::bind(address, self.shared_port)
+        let is_shared = matches!(&self.shard, Some((group, _)) if group.count() > 1);
+        let socket = quic::bind(address, is_shared)
             .map_err(|source| BindError::Address { address, source })?;
-        let endpoint = quic::server_endpoint(socket, tls)?;
+        let endpoint = match &self.shard {
+            Some((group, number)) => quic::shard_endpoint(socket, tls, group, *number)?,
+            None => quic::server_endpoint(socket, tls)?,
+        };
         let address = endpoint
             .local_addr()
             .map_err(|source| BindError::Address { address, source })?;
@@ -207,7 +214,7 @@ impl Server {
             identity: None,
             policy: TlsPolicy::PreferPostQuantum,
             listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)),
-            shared_port: false,
+            shard: None,
             config: SessionConfig::acceptor(),
             origins: Vec::new(),
             authenticator: Arc::new(Anonymous),

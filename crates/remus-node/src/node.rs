@@ -2,7 +2,7 @@
 //!
 //! | thread | does |
 //! | --- | --- |
-//! | `remus-shard-N` | one tokio runtime with its own QUIC socket on the common port; the kernel spreads connections over them |
+//! | `remus-shard-N` | one tokio runtime with its own QUIC socket on the common port; the kernel spreads connections over them, and each stays on its thread |
 //! | `remus-web` | HTTP over TCP, and the renewal of the certificate |
 //! | `remus-host` | watches the machine |
 //!
@@ -17,7 +17,10 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use remus::{BindError, Broker, Connections, Fingerprint, LocalCa, Router, Server, TlsPolicy};
+use remus::{
+    BindError, Broker, Connections, Fingerprint, LocalCa, Router, Server, ShardError, ShardGroup,
+    TlsPolicy,
+};
 use remus_security::{IdentityError, TlsConfigError, alpn, server_config};
 use sysinfo::Networks;
 use tokio::runtime::{Builder, Runtime};
@@ -96,6 +99,9 @@ pub enum NodeError {
     /// The QUIC endpoint cannot be started.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The shards cannot share the port.
+    #[error(transparent)]
+    Shards(#[from] ShardError),
     /// A thread or its runtime cannot be started.
     #[error("cannot start the thread {name}: {source}")]
     #[expect(missing_docs, reason = "the message names every field")]
@@ -160,9 +166,10 @@ impl Node {
         } else {
             1
         };
+        let group = ShardGroup::new(count)?;
         let mut connections = Vec::with_capacity(count);
         for number in 0..count {
-            connections.push(node.start_shard(number, count > 1, config, &router, &failure)?);
+            connections.push(node.start_shard(&group, number, config, &router, &failure)?);
         }
         node.start_web(listener, failure)?;
         directory.fill(Contents {
@@ -283,8 +290,8 @@ impl Node {
 
     fn start_shard(
         &mut self,
+        group: &ShardGroup,
         number: usize,
-        is_one_of_many: bool,
         config: &Config,
         router: &Router,
         failure: &watch::Sender<Option<&'static str>>,
@@ -293,10 +300,8 @@ impl Node {
         let runtime = runtime(&name)?;
         let mut builder = Server::builder(router.clone())
             .identity(self.authority.live())
-            .listen(self.address);
-        if is_one_of_many {
-            builder = builder.shared_port();
-        }
+            .listen(self.address)
+            .shard(group, number);
         for origin in config.allowed_origins() {
             builder = builder.allow_origin(origin);
         }

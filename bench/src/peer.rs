@@ -1,0 +1,199 @@
+//! The peers: their names, what each can do, and the way from a case to its code.
+//!
+//! A new peer is a module with `serve` and the traits of [`crate::load`] that it supports, a variant here, and an arm in each
+//! `match` of this file.
+
+mod raw;
+mod raw_quinn;
+mod raw_tcp;
+mod raw_tls;
+mod remus;
+mod tonic;
+
+use std::net::SocketAddr;
+
+use clap::ValueEnum;
+
+use crate::Result;
+use crate::case::{Case, Kind, Runtime};
+use crate::load::{self, Outcome, Window};
+use crate::tls::Files;
+
+/// Something that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Peer {
+    /// Remus over WebTransport, through its public API.
+    Remus,
+    /// The floor: frames by hand in one QUIC stream, with Remus' QUIC settings.
+    RawQuinn,
+    /// The same frames over TLS.
+    RawTls,
+    /// The same frames over TCP, unencrypted.
+    RawTcp,
+    /// gRPC.
+    Tonic,
+}
+
+/// The server that a driver drives.
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: Files,
+}
+
+impl Peer {
+    pub(crate) const ALL: &[Self] = &[
+        Self::Remus,
+        Self::RawQuinn,
+        Self::RawTls,
+        Self::RawTcp,
+        Self::Tonic,
+    ];
+
+    /// The name on the command line and in the results.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Remus => "remus",
+            Self::RawQuinn => "raw-quinn",
+            Self::RawTls => "raw-tls",
+            Self::RawTcp => "raw-tcp",
+            Self::Tonic => "tonic",
+        }
+    }
+
+    pub(crate) fn carrier(self) -> &'static str {
+        match self {
+            Self::Remus => "webtransport",
+            Self::RawQuinn => "quic",
+            Self::RawTls => "tls",
+            Self::RawTcp => "tcp",
+            Self::Tonic => "http2-tls",
+        }
+    }
+
+    pub(crate) fn supports(self, case: &Case) -> bool {
+        match self {
+            Self::Remus => true,
+            Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => case.kind != Kind::Topic,
+        }
+    }
+
+    /// What this machine lacks for it, if anything.
+    pub(crate) fn missing(self) -> Option<String> {
+        match self {
+            Self::Remus | Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => None,
+        }
+    }
+
+    /// Whether its server or client has threads of its own, whatever runtime was asked for.
+    pub(crate) fn brings_runtime(self) -> bool {
+        match self {
+            Self::Remus | Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => false,
+        }
+    }
+
+    /// The runtime it is given where `asked` was asked for.
+    pub(crate) fn runtime(self, asked: Runtime) -> Runtime {
+        match self {
+            Self::Remus | Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => asked,
+        }
+    }
+}
+
+/// Serves every case on an ephemeral port of loopback, which it tells with [`crate::process::ready`], until it is killed.
+pub(crate) async fn serve(peer: Peer, tls: &Files) -> Result<()> {
+    match peer {
+        Peer::Remus => remus::serve(tls).await,
+        Peer::RawQuinn => raw_quinn::serve(tls).await,
+        Peer::RawTls => raw_tls::serve(tls).await,
+        Peer::RawTcp => raw_tcp::serve().await,
+        Peer::Tonic => tonic::serve(tls).await,
+    }
+}
+
+/// Does `case` against `target`.
+pub(crate) async fn drive(
+    peer: Peer,
+    case: &Case,
+    target: &Target,
+    window: Window,
+) -> Result<Outcome> {
+    match case.kind {
+        Kind::Unary => match peer {
+            Peer::Remus => load::unary::<remus::Dialler>(case, target, window).await,
+            Peer::RawQuinn => load::unary::<raw_quinn::Dialler>(case, target, window).await,
+            Peer::RawTls => load::unary::<raw_tls::Dialler>(case, target, window).await,
+            Peer::RawTcp => load::unary::<raw_tcp::Dialler>(case, target, window).await,
+            Peer::Tonic => load::unary::<tonic::Dialler>(case, target, window).await,
+        },
+        Kind::Setup => match peer {
+            Peer::Remus => load::setup::<remus::Dialler>(case, target, window).await,
+            Peer::RawQuinn => load::setup::<raw_quinn::Dialler>(case, target, window).await,
+            Peer::RawTls => load::setup::<raw_tls::Dialler>(case, target, window).await,
+            Peer::RawTcp => load::setup::<raw_tcp::Dialler>(case, target, window).await,
+            Peer::Tonic => load::setup::<tonic::Dialler>(case, target, window).await,
+        },
+        Kind::Idle => match peer {
+            Peer::Remus => load::idle::<remus::Dialler>(case, target, window).await,
+            Peer::RawQuinn => load::idle::<raw_quinn::Dialler>(case, target, window).await,
+            Peer::RawTls => load::idle::<raw_tls::Dialler>(case, target, window).await,
+            Peer::RawTcp => load::idle::<raw_tcp::Dialler>(case, target, window).await,
+            Peer::Tonic => load::idle::<tonic::Dialler>(case, target, window).await,
+        },
+        Kind::Stream | Kind::BulkDown => {
+            let size = case.size;
+            let messages = case.kind == Kind::Stream;
+            match peer {
+                Peer::Remus => {
+                    load::download(remus::download(target, size).await?, size, window).await
+                }
+                Peer::RawQuinn => {
+                    load::download(
+                        raw_quinn::download(target, size, messages).await?,
+                        size,
+                        window,
+                    )
+                    .await
+                }
+                Peer::RawTls => {
+                    load::download(
+                        raw_tls::download(target, size, messages).await?,
+                        size,
+                        window,
+                    )
+                    .await
+                }
+                Peer::RawTcp => {
+                    load::download(
+                        raw_tcp::download(target, size, messages).await?,
+                        size,
+                        window,
+                    )
+                    .await
+                }
+                Peer::Tonic => {
+                    load::download(tonic::download(target, size).await?, size, window).await
+                }
+            }
+        }
+        Kind::BulkUp => {
+            let size = case.size;
+            match peer {
+                Peer::Remus => load::upload(remus::upload(target).await?, size, window).await,
+                Peer::RawQuinn => {
+                    load::upload(raw_quinn::upload(target).await?, size, window).await
+                }
+                Peer::RawTls => load::upload(raw_tls::upload(target).await?, size, window).await,
+                Peer::RawTcp => load::upload(raw_tcp::upload(target).await?, size, window).await,
+                Peer::Tonic => load::upload(tonic::upload(target).await?, size, window).await,
+            }
+        }
+        Kind::Topic => match peer {
+            Peer::Remus => load::topic::<remus::Broker>(case, target, window).await,
+            Peer::RawQuinn | Peer::RawTls | Peer::RawTcp | Peer::Tonic => unsupported(peer, case),
+        },
+    }
+}
+
+fn unsupported(peer: Peer, case: &Case) -> Result<Outcome> {
+    Err(format!("{} does not do {case}", peer.name()).into())
+}

@@ -5,8 +5,10 @@
 //! there is no channel and no allocation per call.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -60,6 +62,8 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskTracker,
     pub(crate) remote: SocketAddr,
     probes: Notify,
+    /// Whether calls can be made, or could once the session has opened: what `status` says, without its lock.
+    pub(crate) takes_calls: AtomicBool,
 }
 
 /// Ends the session when the last handle of the application is gone.
@@ -151,6 +155,7 @@ impl Inner {
             tasks: TaskTracker::new(),
             remote,
             probes: Notify::new(),
+            takes_calls: AtomicBool::new(true),
         }
     }
 
@@ -162,7 +167,11 @@ impl Inner {
 
     /// A step of the application's: runs `step`, then wakes whoever has to carry out what it caused.
     pub(crate) fn with<R>(&self, step: impl FnOnce(&mut Core, Timestamp) -> R) -> R {
-        let now = self.clock.now();
+        self.with_at(self.clock.now(), step)
+    }
+
+    /// As [`Inner::with`], at a time that the caller has just asked for.
+    fn with_at<R>(&self, now: Timestamp, step: impl FnOnce(&mut Core, Timestamp) -> R) -> R {
         let mut core = self.lock();
         let result = step(&mut core, now);
         let supervise = core.wants_supervisor();
@@ -178,7 +187,24 @@ impl Inner {
     }
 }
 
+impl Entry {
+    fn unary() -> Self {
+        Self::Unary {
+            waker: None,
+            answer: None,
+        }
+    }
+}
+
 impl Core {
+    /// What a caller is told where the session takes no call; why it ended, where it has.
+    fn refusal(&self, error: &CallError) -> ErrorRecord {
+        match (error, &self.closed) {
+            (CallError::Closed, Some(reason)) => reason.to_record(),
+            _ => error.to_record(),
+        }
+    }
+
     /// Wakes the writers of lanes that have something to send. True when there is something else to do, which is the
     /// supervisor's: a lane to open, events, a datagram, a timer that has become too late.
     pub(crate) fn wants_supervisor(&mut self) -> bool {
@@ -500,6 +526,39 @@ impl Connection {
             .with(|core, now| core.session.authenticate(now, record));
     }
 
+    /// Whether calls can be made, or could once the session has opened.
+    #[must_use]
+    pub fn takes_calls(&self) -> bool {
+        self.inner.takes_calls.load(Ordering::Acquire)
+    }
+
+    /// Makes a unary call if that needs no waiting; `None` where it does, see [`Connection::call`].
+    ///
+    /// # Errors
+    ///
+    /// The session's: nothing was sent.
+    pub fn try_call(&self, request: &Outgoing) -> Result<Option<PendingCall>, ErrorRecord> {
+        let now = self.inner.clock.now();
+        let started = self.inner.with_at(now, |core, now| {
+            match core.session.call(now, request.clone(), Shape::Unary) {
+                Ok(key) => Ok(Some((key, core.bind(key, Entry::unary())))),
+                Err(
+                    CallError::NotOpen
+                    | CallError::QueueFull { .. }
+                    | CallError::TooManyCalls { .. },
+                ) => Ok(None),
+                Err(error) => Err(core.refusal(&error)),
+            }
+        })?;
+        Ok(started.map(|(key, place)| PendingCall {
+            inner: Arc::clone(&self.inner),
+            key,
+            place,
+            done: false,
+            started: now,
+        }))
+    }
+
     /// Makes a unary call and waits for its answer.
     ///
     /// Waits while as many calls are open as the peer allows, or the session's queue is full.
@@ -518,35 +577,21 @@ impl Connection {
                 let key =
                     core.session
                         .call(now, request.take().unwrap_or_default(), Shape::Unary)?;
-                Ok((
-                    key,
-                    core.bind(
-                        key,
-                        Entry::Unary {
-                            waker: None,
-                            answer: None,
-                        },
-                    ),
-                ))
+                Ok((key, core.bind(key, Entry::unary())))
             })
         })
         .await?;
-        let mut call = PendingCall {
-            inner: &self.inner,
+        self.pending(key, place).await
+    }
+
+    fn pending(&self, key: CallKey, place: usize) -> PendingCall {
+        PendingCall {
+            inner: Arc::clone(&self.inner),
             key,
             place,
             done: false,
-        };
-        poll_fn(|cx| {
-            call.poll(cx, |entry, cx| match entry {
-                Entry::Unary { waker, answer } => answer.take().or_else(|| {
-                    *waker = Some(cx.waker().clone());
-                    None
-                }),
-                _ => None,
-            })
-        })
-        .await
+            started: self.inner.clock.now(),
+        }
     }
 
     /// Makes several unary calls in one message, and waits for all answers, which come in the same order.
@@ -585,14 +630,9 @@ impl Connection {
             })
         })
         .await?;
-        let mut call = PendingCall {
-            inner: &self.inner,
-            key,
-            place,
-            done: false,
-        };
+        let mut call = self.pending(key, place);
         poll_fn(|cx| {
-            call.poll(cx, |entry, cx| match entry {
+            call.poll_answer(cx, |entry, cx| match entry {
                 Entry::Batch { waker, answer } => answer.take().or_else(|| {
                     *waker = Some(cx.waker().clone());
                     None
@@ -678,10 +718,7 @@ impl Connection {
                     core.blocked.push_back(cx.waker().clone());
                     Poll::Pending
                 }
-                Err(error) => Poll::Ready(Err(match (&error, &core.closed) {
-                    (CallError::Closed, Some(reason)) => reason.to_record(),
-                    _ => error.to_record(),
-                })),
+                Err(error) => Poll::Ready(Err(core.refusal(&error))),
             })
     }
 }
@@ -695,16 +732,30 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// A call whose answer comes at once; cancelled when it is dropped before.
-struct PendingCall<'a> {
-    inner: &'a Inner,
+/// A unary call that has been made: a future of its answer, or of the peer's or session's error.
+///
+/// The session ends it when its time is up.
+///
+/// # Cancel safety
+///
+/// Dropping it cancels the call: the peer is told, and stops the work behind it.
+#[must_use = "a call that is dropped is cancelled"]
+pub struct PendingCall {
+    inner: Arc<Inner>,
     key: CallKey,
     place: usize,
     done: bool,
+    started: Timestamp,
 }
 
-impl PendingCall<'_> {
-    fn poll<T>(
+impl PendingCall {
+    /// When it was made.
+    #[must_use]
+    pub fn started(&self) -> std::time::Instant {
+        self.inner.clock.instant(self.started).into_std()
+    }
+
+    fn poll_answer<T>(
         &mut self,
         cx: &mut Context<'_>,
         take: impl FnOnce(&mut Entry, &mut Context<'_>) -> Option<T>,
@@ -725,7 +776,21 @@ impl PendingCall<'_> {
     }
 }
 
-impl Drop for PendingCall<'_> {
+impl Future for PendingCall {
+    type Output = Result<Message, ErrorRecord>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.poll_answer(cx, |entry, cx| match entry {
+            Entry::Unary { waker, answer } => answer.take().or_else(|| {
+                *waker = Some(cx.waker().clone());
+                None
+            }),
+            _ => None,
+        })
+    }
+}
+
+impl Drop for PendingCall {
     fn drop(&mut self) {
         if !self.done {
             self.inner.with(|core, now| {
@@ -736,6 +801,14 @@ impl Drop for PendingCall<'_> {
                 }
             });
         }
+    }
+}
+
+impl std::fmt::Debug for PendingCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingCall")
+            .field("call", &self.key)
+            .finish_non_exhaustive()
     }
 }
 

@@ -8,7 +8,8 @@ use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,7 +44,7 @@ pub type HandlerFuture = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
 pub enum Dispatch {
     /// The answer is there.
     Ready(Answer),
-    /// It takes longer. The future is polled once in place, and becomes a task only if that was not enough.
+    /// It takes longer: the future becomes a task.
     Later(HandlerFuture),
 }
 
@@ -349,8 +350,9 @@ impl Inner {
             if requests.is_empty() && !more {
                 return;
             }
+            let connection = Connection::new(Arc::clone(self), false);
             for (key, request) in requests.drain(..) {
-                if let Some(answer) = self.dispatch(key, request) {
+                if let Some(answer) = self.dispatch(&connection, key, request) {
                     answers.push((key, answer));
                 }
             }
@@ -414,6 +416,8 @@ impl Inner {
     }
 
     fn set_status(&self, status: ConnectionStatus) {
+        let takes_calls = matches!(status, ConnectionStatus::Opening | ConnectionStatus::Active);
+        self.takes_calls.store(takes_calls, Ordering::Release);
         self.status.send_replace(status);
     }
 
@@ -451,28 +455,18 @@ impl Inner {
     }
 
     /// Starts one handler. Its answer, if it was ready at once.
-    fn dispatch(self: &Arc<Self>, key: CallKey, request: PeerRequest) -> Option<Answer> {
-        let connection = Connection::new(Arc::clone(self), false);
-        let first = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            match self.handler.request(&connection, request) {
-                Dispatch::Ready(answer) => Ok(Some(answer)),
-                Dispatch::Later(mut future) => match future
-                    .as_mut()
-                    .poll(&mut Context::from_waker(Waker::noop()))
-                {
-                    Poll::Ready(answer) => Ok(answer),
-                    Poll::Pending => Err(future),
-                },
-            }
+    fn dispatch(
+        self: &Arc<Self>,
+        connection: &Connection,
+        key: CallKey,
+        request: PeerRequest,
+    ) -> Option<Answer> {
+        let begun = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            self.handler.request(connection, request)
         }));
-        match first {
-            Ok(Ok(Some(answer))) => Some(answer),
-            Ok(Ok(None)) => {
-                // Finished through its stream; if it was not, the caller must not wait for ever.
-                self.with(|core, now| core.session.release(now, key));
-                None
-            }
-            Ok(Err(future)) => {
+        match begun {
+            Ok(Dispatch::Ready(answer)) => Some(answer),
+            Ok(Dispatch::Later(future)) => {
                 self.spawn_handler(key, future);
                 None
             }

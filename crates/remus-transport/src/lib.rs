@@ -16,5 +16,7 @@ mod shard;
 pub mod webtransport;
 
 pub use clock::Clock;
-pub use connection::{CallReceiver, CallSender, Connection, ConnectionStatus, PeerRequest};
+pub use connection::{
+    CallReceiver, CallSender, Connection, ConnectionStatus, PeerRequest, PendingCall,
+};
 pub use driver::{Dispatch, Handler, HandlerFuture, LINGER_MAX};

@@ -9,15 +9,15 @@ use bytes::Bytes;
 use remus_security::{Negotiated, TlsPolicy, Trust, alpn, client_config};
 use remus_session::{Outgoing, SessionConfig, Shape};
 use remus_transport::webtransport::{self, CONNECT_TIMEOUT, Target};
-use remus_transport::{Connection, ConnectionStatus, Handler, quic};
-use remus_wire::{ErrorCode, Flags, Message, Priority};
+use remus_transport::{Connection, Handler, quic};
+use remus_wire::{ErrorCode, Flags, Message, Priority, Routing};
 
 use crate::message::{Body, Element, Metadata, Request, Response};
 use crate::router::{BoxFuture, Router};
 use crate::server::Dispatcher;
 use crate::stream::{Elements, Reply, StreamSender, Streaming, pump};
 use crate::topics::{RemoteSubscription, SubscribeOptions};
-use crate::{Codec, Error};
+use crate::{Codec, Error, names};
 
 /// Time budget of a unary call that states none: nothing hangs for ever by default.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -191,12 +191,17 @@ impl ClientBuilder {
 }
 
 impl Managed {
-    fn current(&self) -> Option<Connection> {
+    /// Gives the connection in use to `step`, if it takes calls.
+    fn with_current<R>(&self, step: impl FnOnce(&Connection) -> R) -> Option<R> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current
             .as_ref()
             .filter(|connection| connection.takes_calls())
-            .cloned()
+            .map(step)
+    }
+
+    fn current(&self) -> Option<Connection> {
+        self.with_current(Connection::clone)
     }
 
     async fn connection(&self) -> Result<Connection, Error> {
@@ -262,7 +267,13 @@ impl Client {
     pub fn method(&self, name: &str) -> MethodCall<'_> {
         MethodCall {
             client: self,
-            request: Request::new(name, Body::Empty),
+            request: Outgoing {
+                routing: {
+                    let (service, method) = names::ids_of(name);
+                    Routing::to(service, method)
+                },
+                ..Outgoing::default()
+            },
             timeout: None,
         }
     }
@@ -437,11 +448,43 @@ impl Client {
 
     /// Runs a call that has one answer, again where that is safe and time is left.
     async fn unary(&self, request: Outgoing) -> Result<Message, Error> {
-        let started = Instant::now();
+        let idempotent = request.flags.contains(Flags::IDEMPOTENT);
+        // The usual case: there is a connection with room. Its session ends the call when its time is up.
+        let begun = match &self.source {
+            Source::Fixed(connection) => connection.try_call(&request),
+            Source::Managed(managed) => managed
+                .with_current(|connection| connection.try_call(&request))
+                .unwrap_or(Ok(None)),
+        };
+        let (error, started) = match begun {
+            Ok(Some(call)) => {
+                let started = call.started();
+                match call.await {
+                    Ok(message) => return Ok(message),
+                    Err(error) => (Some(error.into()), started),
+                }
+            }
+            Ok(None) => (None, Instant::now()),
+            Err(error) => (Some(error.into()), Instant::now()),
+        };
+        let attempt = u32::from(error.is_some());
+        match error {
+            Some(error) if !self.may_repeat(&error, idempotent) => Err(error),
+            _ => self.unary_waiting(request, started, attempt).await,
+        }
+    }
+
+    /// As [`Client::unary`], where the call has to wait: for a connection, or for room on it.
+    async fn unary_waiting(
+        &self,
+        mut request: Outgoing,
+        started: Instant,
+        mut attempts: u32,
+    ) -> Result<Message, Error> {
         let budget = request.timeout;
         let idempotent = request.flags.contains(Flags::IDEMPOTENT);
-        let mut attempt = 1;
         loop {
+            attempts = attempts.saturating_add(1);
             let left = match budget {
                 None => None,
                 Some(budget) => match budget.checked_sub(started.elapsed()) {
@@ -449,16 +492,15 @@ impl Client {
                     _ => return Err(Error::deadline_exceeded("no answer came in time")),
                 },
             };
-            let mut outgoing = request.clone();
             let calling = async {
                 let connection = self.connection().await?;
                 // What connecting took is gone from the budget.
-                outgoing.timeout = budget.map(|budget| {
+                request.timeout = budget.map(|budget| {
                     budget
                         .saturating_sub(started.elapsed())
                         .max(Duration::from_millis(1))
                 });
-                connection.call(outgoing).await.map_err(Error::from)
+                connection.call(request.clone()).await.map_err(Error::from)
             };
             let result = match left {
                 None => calling.await,
@@ -467,9 +509,7 @@ impl Client {
                     .unwrap_or_else(|_| Err(Error::deadline_exceeded("no answer came in time"))),
             };
             match result {
-                Err(error) if attempt < ATTEMPTS_MAX && self.may_repeat(&error, idempotent) => {
-                    attempt += 1
-                }
+                Err(error) if attempts < ATTEMPTS_MAX && self.may_repeat(&error, idempotent) => {}
                 result => return result,
             }
         }
@@ -565,7 +605,7 @@ fn response(message: Message) -> Response<Bytes> {
 #[must_use = "nothing is called before one of unary, server_stream, client_stream and two_way"]
 pub struct MethodCall<'a> {
     client: &'a Client,
-    request: Request<Body>,
+    request: Outgoing,
     timeout: Option<Duration>,
 }
 
@@ -579,13 +619,10 @@ impl MethodCall<'_> {
 
     /// Adds metadata. What cannot be sent makes the call fail with INVALID_ARGUMENT.
     pub fn metadata(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
-        if self.request.metadata.insert(name, value).is_err() {
+        let context = &mut self.request.context;
+        if context.add_custom(name, value.as_ref()).is_err() {
             // Larger than any context may be: the session refuses it with CONTEXT_TOO_LARGE.
-            let _ = self
-                .request
-                .metadata
-                .context_mut()
-                .set_padding(usize::from(u16::MAX));
+            let _ = context.set_padding(usize::from(u16::MAX));
         }
         self
     }
@@ -629,7 +666,7 @@ impl MethodCall<'_> {
         codec: impl Codec<In> + Codec<Out>,
         input: &In,
     ) -> Result<Response<Out>, Error> {
-        let mut request = outgoing(&self.request);
+        let mut request = self.request;
         request.payload = Codec::<In>::encode(&codec, input)?;
         request.timeout = Some(
             self.timeout
@@ -658,7 +695,7 @@ impl MethodCall<'_> {
         codec: impl Codec<In> + Codec<Out>,
         input: &In,
     ) -> Result<Response<Streaming<Out>>, Error> {
-        let mut request = outgoing(&self.request);
+        let mut request = self.request;
         request.payload = Codec::<In>::encode(&codec, input)?;
         request.timeout = self.timeout;
         let (_, receiver) = self.client.start(request, Shape::ServerStream).await?;
@@ -681,7 +718,7 @@ impl MethodCall<'_> {
         self,
         codec: impl Codec<In> + Codec<Out>,
     ) -> Result<(StreamSender<In>, Reply<Out>), Error> {
-        let mut request = outgoing(&self.request);
+        let mut request = self.request;
         request.timeout = self.timeout;
         let (sender, receiver) = self.client.start(request, Shape::ClientStream).await?;
         Ok((
@@ -703,7 +740,7 @@ impl MethodCall<'_> {
         self,
         codec: impl Codec<In> + Codec<Out>,
     ) -> Result<(StreamSender<In>, Streaming<Out>), Error> {
-        let mut request = outgoing(&self.request);
+        let mut request = self.request;
         request.timeout = self.timeout;
         let (sender, receiver) = self.client.start(request, Shape::TwoWay).await?;
         Ok((
@@ -714,7 +751,7 @@ impl MethodCall<'_> {
 
     /// Sends the request without waiting for an answer: at most once.
     pub(crate) async fn notify(self, payload: Bytes) -> Result<(), Error> {
-        let mut request = outgoing(&self.request);
+        let mut request = self.request;
         request.payload = payload;
         let connection = self.client.connection().await?;
         connection.notify(request).await.map_err(Error::from)
@@ -722,25 +759,11 @@ impl MethodCall<'_> {
 
     /// Calls a method whose answers stream, undecoded.
     pub(crate) async fn elements(self, payload: Bytes) -> Result<Elements, Error> {
-        let mut request = outgoing(&self.request);
+        let mut request = self.request;
         request.payload = payload;
         request.timeout = self.timeout;
         let (_, receiver) = self.client.start(request, Shape::ServerStream).await?;
         Ok(Elements(receiver))
-    }
-}
-
-/// A status that still takes calls.
-trait TakesCalls {
-    fn takes_calls(&self) -> bool;
-}
-
-impl TakesCalls for Connection {
-    fn takes_calls(&self) -> bool {
-        matches!(
-            self.status(),
-            ConnectionStatus::Opening | ConnectionStatus::Active
-        )
     }
 }
 

@@ -45,6 +45,7 @@ mod client;
 mod codec;
 mod error;
 mod message;
+mod names;
 mod router;
 mod server;
 mod stream;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use futures_core::Stream;
 use remus_wire::{Context, Flags, Priority, Routing};
 
 use crate::client::Client;
-use crate::{Error, MethodId, ServiceId};
+use crate::{Error, MethodId, ServiceId, names};
 
 /// Names and values that travel beside a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,8 +79,8 @@ impl From<Context> for Metadata {
 pub struct Request<B> {
     pub(crate) service: ServiceId,
     pub(crate) method: MethodId,
-    /// The method's full name; empty where only its ID is known.
-    pub(crate) name: std::borrow::Cow<'static, str>,
+    /// The method's full name, where it is known.
+    pub(crate) name: Option<Arc<str>>,
     pub(crate) routing: Routing,
     pub(crate) metadata: Metadata,
     pub(crate) flags: Flags,
@@ -94,16 +95,11 @@ impl<B> Request<B> {
     /// A request for a method, such as `greet.v1.Greeter/Hello`, with ordinary priority and no deadline.
     #[must_use]
     pub fn new(method: &str, body: B) -> Self {
-        let service = ServiceId::of(
-            method
-                .split_once('/')
-                .map_or(method, |(service, _)| service),
-        );
-        let method_id = MethodId::of(method);
+        let (service, method_id) = names::ids_of(method);
         Self {
             service,
             method: method_id,
-            name: method.to_owned().into(),
+            name: Some(method.into()),
             routing: Routing::to(service, method_id),
             metadata: Metadata::default(),
             flags: Flags::default(),
@@ -118,7 +114,7 @@ impl<B> Request<B> {
     /// The method's full name; empty where the receiver does not know it.
     #[must_use]
     pub fn method(&self) -> &str {
-        &self.name
+        self.name.as_deref().unwrap_or_default()
     }
 
     /// The IDs that stand for service and method on the wire.

@@ -1,6 +1,5 @@
 //! Services and where their methods are found.
 
-use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,6 +7,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use remus_wire::{MethodId, ServiceId};
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use tower_layer::Layer;
 use tower_service::Service as _;
@@ -346,7 +346,8 @@ pub struct Router {
 
 #[derive(Clone, Debug, Default)]
 struct Table {
-    methods: HashMap<(ServiceId, MethodId), Entry>,
+    /// Peers look up, only the program adds: an unkeyed hash cannot be used against it.
+    methods: FxHashMap<(ServiceId, MethodId), Entry>,
     services: Vec<ServiceDescription>,
     broker: Option<Broker>,
 }

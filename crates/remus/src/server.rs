@@ -6,6 +6,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use remus_security::{TlsConfigError, TlsPolicy, alpn, server_config};
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::client::Client;
-use crate::message::{Body, Request};
+use crate::message::{Body, Request, Response};
 use crate::router::{BoxFuture, Router};
 use crate::stream::{Elements, pump};
 
@@ -445,7 +446,8 @@ impl Handler for Dispatcher {
     }
 
     fn request(&self, connection: &Connection, incoming: PeerRequest) -> Dispatch {
-        let routing = incoming.message.routing.clone();
+        let message = incoming.message;
+        let routing = message.routing;
         let Some(found) = self.router.find(routing.service, routing.method) else {
             return refuse(self.router.unknown(routing.service, routing.method));
         };
@@ -462,7 +464,6 @@ impl Handler for Dispatcher {
                 found.name
             )));
         }
-        let message = incoming.message;
         let (sender, receiver) = incoming.stream.unzip();
         let body = match receiver {
             Some(receiver) if found.kind.request_streams() => Body::stream(Elements(receiver)),
@@ -471,7 +472,7 @@ impl Handler for Dispatcher {
         let request = Request {
             service: routing.service,
             method: routing.method,
-            name: String::from(&**found.name).into(),
+            name: Some(Arc::clone(found.name)),
             routing,
             metadata: message.context.into(),
             flags: message.flags,
@@ -481,35 +482,44 @@ impl Handler for Dispatcher {
             answered: incoming.answered,
             body,
         };
-        let answering = found.route.handle(request);
-        let answer_streams = found.kind.answer_streams();
+        let mut answering = found.route.handle(request);
+        let Some(mut sender) = sender.filter(|_| found.kind.answer_streams()) else {
+            // Most handlers are ready at once: they need no task.
+            let mut cx = Context::from_waker(Waker::noop());
+            return match answering.as_mut().poll(&mut cx) {
+                Poll::Ready(result) => Dispatch::Ready(answer(result)),
+                Poll::Pending => {
+                    Dispatch::Later(Box::pin(async move { Some(answer(answering.await)) }))
+                }
+            };
+        };
         Dispatch::Later(Box::pin(async move {
-            match (answering.await, sender) {
-                (Ok(response), Some(mut sender)) if answer_streams => {
+            match answering.await {
+                Ok(response) => {
                     let elements = match response.body {
                         Body::Stream(elements) => elements,
                         Body::Single(bytes) => Box::pin(OneElement(Some(bytes.into()))),
                         Body::Empty => Box::pin(OneElement(None)),
                     };
                     pump(elements, response.metadata, &mut sender).await;
-                    None
                 }
-                (Ok(response), _) => Some(match response.body.into_single() {
-                    Ok(payload) => Answer::Reply {
-                        payload,
-                        context: response.metadata.into_context(),
-                        flags: response.flags,
-                    },
-                    Err(error) => Answer::Error(error.into_record()),
-                }),
-                (Err(error), Some(mut sender)) if answer_streams => {
-                    sender.finish(Some(error.into_record()));
-                    None
-                }
-                (Err(error), _) => Some(Answer::Error(error.into_record())),
+                Err(error) => sender.finish(Some(error.into_record())),
             }
+            None
         }))
     }
+}
+
+/// What a method with one answer says to its caller.
+fn answer(result: Result<Response<Body>, Error>) -> Answer {
+    let reply = result.and_then(|response| {
+        Ok(Answer::Reply {
+            payload: response.body.into_single()?,
+            context: response.metadata.into_context(),
+            flags: response.flags,
+        })
+    });
+    reply.unwrap_or_else(|error| Answer::Error(error.into_record()))
 }
 
 fn refuse(error: Error) -> Dispatch {
@@ -521,10 +531,7 @@ struct OneElement(Option<crate::Element>);
 impl futures_core::Stream for OneElement {
     type Item = Result<crate::Element, Error>;
 
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        std::task::Poll::Ready(self.0.take().map(Ok))
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(self.0.take().map(Ok))
     }
 }

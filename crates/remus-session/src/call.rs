@@ -6,6 +6,7 @@ use bytes::Bytes;
 use core::time::Duration;
 use remus_wire::{
     Context, ErrorCode, ErrorRecord, Flags, Message, Priority, RequestId, Routing, StreamId,
+    Timestamp,
 };
 
 /// A call as the application knows it. Spent keys are recognised, never mistaken for a later call.
@@ -99,6 +100,8 @@ pub(crate) struct Call {
     /// Whether the application reads it through the inbox.
     pub(crate) streams: bool,
     pub(crate) priority: Priority,
+    /// When it ends for want of an answer.
+    pub(crate) deadline: Option<Timestamp>,
     pub(crate) inbox: VecDeque<Received>,
     /// Whether `Readable` is out and not yet answered by an empty `recv`.
     pub(crate) signalled: bool,
@@ -113,7 +116,7 @@ pub(crate) struct Call {
     /// Whether the application knows the key: of a call of the peer's, once it was handed out.
     pub(crate) announced: bool,
     /// The batch it belongs to and its place there.
-    pub(crate) member: Option<(u32, usize)>,
+    pub(crate) member: Option<(u32, u32)>,
     /// The peer's batch whose answers are gathered for this call.
     pub(crate) gathers: Option<u32>,
     /// Its answer waits among the events: the key means nothing any more, but its index is not free yet. Giving the call up now takes
@@ -208,8 +211,8 @@ pub(crate) enum PeerId {
     Open(u32),
 }
 
-/// Request IDs of the peer's calls, from their arrival to their end.
-pub(crate) type PeerIds = HashMap<u32, PeerId>;
+/// Request IDs of the peer's calls, from their arrival to their end. The peer chooses them, so the hash is seeded.
+pub(crate) type PeerIds = HashMap<u32, PeerId, foldhash::fast::RandomState>;
 
 #[cfg(test)]
 mod tests {

@@ -73,6 +73,10 @@ pub struct Incoming {
 /// Something happened.
 #[derive(Debug)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "requests and answers are most events, and a move costs less than a box"
+)]
 pub enum Event {
     /// Acceptor: the client says who it is; answer with [`Session::grant`](crate::Session::grant),
     /// [`Session::refuse`](crate::Session::refuse) or [`Session::challenge`](crate::Session::challenge).
@@ -90,9 +94,9 @@ pub enum Event {
     /// The lifecycle is complete.
     Active(Box<Negotiated>),
     /// The peer called.
-    Request(Box<Incoming>),
+    Request(Incoming),
     /// A unary call of ours was answered, or a batch failed as a whole. The key is spent.
-    Answer(CallKey, Result<Box<Message>, Box<ErrorRecord>>),
+    Answer(CallKey, Result<Message, ErrorRecord>),
     /// A batch of ours was answered, one answer a request, in order. The key is spent.
     BatchAnswer(CallKey, Vec<Result<Message, ErrorRecord>>),
     /// A streaming call has something for [`Session::recv`](crate::Session::recv).

@@ -48,8 +48,9 @@ impl Ready {
         self.len
     }
 
-    /// Frame header, message head and payload in one go: the hot path.
-    pub(crate) fn put_message(&mut self, stream: StreamId, message: &Message) {
+    /// Frame header, message head and payload in one go: the hot path. Returns how many bytes that were, as its sisters do.
+    pub(crate) fn put_message(&mut self, stream: StreamId, message: &Message) -> usize {
+        let before = self.len;
         let len = message.encoded_len();
         self.header(stream, FrameType::MESSAGE, len);
         self.tail.reserve(len);
@@ -58,6 +59,7 @@ impl Ready {
             .len
             .saturating_add(len.saturating_sub(message.payload.len()));
         self.put_payload(&message.payload);
+        self.len.saturating_sub(before)
     }
 
     /// A frame whose payload is the next `len` bytes of `head` followed by `payload`.
@@ -68,7 +70,8 @@ impl Ready {
         head: &mut Bytes,
         payload: &mut Bytes,
         len: usize,
-    ) {
+    ) -> usize {
+        let before = self.len;
         self.header(stream, kind, len);
         let from_head = len.min(head.len());
         if from_head > 0 {
@@ -79,13 +82,16 @@ impl Ready {
         if from_payload > 0 {
             self.put_payload(&payload.split_to(from_payload));
         }
+        self.len.saturating_sub(before)
     }
 
     /// A frame of fixed fields.
-    pub(crate) fn put_small(&mut self, stream: StreamId, kind: FrameType, fields: &[u8]) {
+    pub(crate) fn put_small(&mut self, stream: StreamId, kind: FrameType, fields: &[u8]) -> usize {
+        let before = self.len;
         self.header(stream, kind, fields.len());
         self.tail.put_slice(fields);
         self.len = self.len.saturating_add(fields.len());
+        self.len.saturating_sub(before)
     }
 
     /// Moves what is ready to `out`.

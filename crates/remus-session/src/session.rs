@@ -5,8 +5,7 @@ mod control;
 mod receive;
 mod transmit;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use remus_wire::{
@@ -44,6 +43,11 @@ const CONTROL_QUEUED_MAX: usize = 1024 * 1024;
 /// A read of 64 KiB holds at most 1,524 messages, so a driver that takes the events after each read never meets this.
 const EVENTS_MAX: usize = 4096;
 
+/// Requests that are admitted as they come, before the application takes them.
+///
+/// As many as one read of a packet brings; the rest waits undecided, so that the room for answers is judged when there is a turn for it.
+const ADMITTED_MAX: usize = 64;
+
 /// Messages that wait for the application before the next ones are copied out of the carrier's buffer.
 ///
 /// A message is a slice of what was read, and keeps all of it in memory. That is right for one that is handed out at once; a peer that
@@ -52,9 +56,6 @@ const SLICES_MAX: usize = 16;
 
 /// Longest reason and redirect of a shutdown, in bytes; longer ones are cut.
 const REASON_MAX: usize = 1024;
-
-/// Deadlines that may be kept beyond two for each call before those of ended calls are cleared out.
-const DEADLINES_SLACK: usize = 64;
 
 /// Datagrams that may wait to leave. They carry only what may be lost, so the oldest goes first.
 const DATAGRAMS_MAX: usize = 8;
@@ -134,19 +135,23 @@ pub struct Session {
     batches: Slab<Batch>,
     requests: VecDeque<Pending>,
     events: VecDeque<Event>,
+    /// Requests among the events.
+    admitted: usize,
     datagrams: VecDeque<Bytes>,
     carrier_has_datagrams: bool,
     /// The smallest round trip that the carrier has measured, in µs; `u64::MAX` where it measures none.
     round_trip_us: u64,
     queued_bytes: usize,
+    /// Bytes that stand ready on all lanes.
+    ready_bytes: usize,
     congested: bool,
 
     control_tokens: u32,
     control_refilled: Timestamp,
     /// Control bytes that wait on a lane, where they are more than the limit.
     overflow: Option<usize>,
-    /// When calls end. Calls that ended before are still in it; they are dropped when they come up or outnumber the others.
-    deadlines: BinaryHeap<Reverse<(Timestamp, CallKey)>>,
+    /// No call ends for want of an answer before this. A call that ended early may leave it too low, for one look in vain.
+    next_deadline: Option<Timestamp>,
     armed: Option<Timestamp>,
     closing: Option<Closing>,
     query_id: Option<u32>,
@@ -299,22 +304,24 @@ impl Session {
             calls: Slab::new(),
             serial: 0,
             local_ids: LocalIds::new(),
-            peer_ids: HashMap::new(),
+            peer_ids: PeerIds::default(),
             open_local: 0,
             open_peer: 0,
             highest_peer_request: None,
             batches: Slab::new(),
             requests: VecDeque::new(),
             events: VecDeque::new(),
+            admitted: 0,
             datagrams: VecDeque::new(),
             carrier_has_datagrams: false,
             round_trip_us: u64::MAX,
             queued_bytes: 0,
+            ready_bytes: 0,
             congested: false,
             control_tokens: CONTROL_BURST,
             control_refilled: now,
             overflow: None,
-            deadlines: BinaryHeap::new(),
+            next_deadline: None,
             armed: None,
             closing: None,
             query_id: None,
@@ -377,8 +384,7 @@ impl Session {
     /// Bytes that wait to be sent.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
-        self.queued_bytes
-            .saturating_add(self.lanes.iter().map(|lane| lane.ready.len()).sum())
+        self.queued_bytes.saturating_add(self.ready_bytes)
     }
 
     /// Whether so much waits to be sent that requests are not handed out; [`Event::Uncongested`] follows.
@@ -452,13 +458,16 @@ impl Session {
         match event {
             Event::Answer(key, _) | Event::BatchAnswer(key, _) => self.forget_spent(*key),
             Event::Readable(key) | Event::Writable(key) => self.call_ref(*key).is_some(),
+            Event::Request(incoming) => {
+                self.admitted = self.admitted.saturating_sub(1);
+                self.call_ref(incoming.call).is_some()
+            }
             _ => true,
         }
     }
 
     /// When to call [`Session::handle_timeout`] if nothing happens before.
     pub fn poll_timeout(&mut self) -> Option<Timestamp> {
-        self.drop_stale_deadlines();
         let at = self.next_timeout();
         self.armed = at;
         at
@@ -483,8 +492,8 @@ impl Session {
         } else {
             self.handshake_deadline
         };
-        if let Some(Reverse((deadline, _))) = self.deadlines.peek() {
-            at = at.min(*deadline);
+        if let Some(deadline) = self.next_deadline {
+            at = at.min(deadline);
         }
         if let Some(closing) = &self.closing {
             at = at.min(closing.deadline);
@@ -627,7 +636,7 @@ impl Session {
         self.requests.clear();
         self.peer_ids.clear();
         self.batches.clear();
-        self.deadlines.clear();
+        self.next_deadline = None;
         // What stands ready on the lanes still leaves, a refusal for example; what waited for its turn does not.
         for stream in self.streams.iter_mut().flatten() {
             stream.send.clear();
@@ -815,10 +824,26 @@ impl Session {
             wide(self.open_peer),
             wide(calls().filter(|call| !call.local && call.counted).count()),
         )?;
-        // Calls that ended since the last deadline was noted may have left theirs; the table of calls does not shrink either.
-        let most = self.calls.capacity().saturating_mul(2);
-        if self.deadlines.len() > most.saturating_add(DEADLINES_SLACK) {
-            return Err("deadlines of calls that are long over pile up".into());
+        expect(
+            "ready bytes",
+            wide(self.ready_bytes),
+            self.lanes.iter().map(|lane| wide(lane.ready.len())).sum(),
+        )?;
+        let requests = self
+            .events
+            .iter()
+            .filter(|event| matches!(event, Event::Request(_)));
+        expect(
+            "admitted requests",
+            wide(self.admitted),
+            wide(requests.count()),
+        )?;
+        let earliest = calls().filter(|call| !call.spent && !(call.local && call.recv_ended));
+        let earliest = earliest.filter_map(|call| call.deadline).min();
+        if earliest.is_some_and(|at| self.next_deadline.is_none_or(|next| at < next))
+            && !self.state.is_closed()
+        {
+            return Err("a call's deadline would be missed".into());
         }
         Ok(())
     }

@@ -371,14 +371,12 @@ impl Inner {
                 return false;
             };
             match event {
-                Event::Answer(key, result) => {
-                    core.on_answer(key, result.map(|message| *message).map_err(|error| *error))
-                }
+                Event::Answer(key, result) => core.on_answer(key, result),
                 Event::BatchAnswer(key, answers) => core.on_batch_answer(key, answers),
                 Event::Readable(key) => core.on_readable(key),
                 Event::Writable(key) => core.on_writable(key),
                 Event::Cancelled(key, _) => core.on_cancelled(key),
-                Event::Request(incoming) => requests.push(PeerRequest::new(self, core, *incoming)),
+                Event::Request(incoming) => requests.push(PeerRequest::new(self, core, incoming)),
                 Event::Authenticate(record) => self.decide(record),
                 Event::Query(id, query) => self.answer_query(core, now, id, &query),
                 Event::Active(_) => {

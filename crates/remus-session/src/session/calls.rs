@@ -1,7 +1,7 @@
 //! Calls: made, admitted, answered, cancelled, expired. Spec: core §4.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
 
 use bytes::{Bytes, BytesMut};
 use remus_wire::{
@@ -9,7 +9,7 @@ use remus_wire::{
     MessageType, RequestId, StreamEnd, StreamId, Text, Timestamp, Ttl,
 };
 
-use super::{DEADLINES_SLACK, Pending, Session, fitted, micros};
+use super::{Pending, Session, fitted, micros};
 use crate::SHARED_MESSAGE_MAX;
 use crate::call::{Answer, Batch, Call, CallKey, Outgoing, PeerId, Received, Shape};
 use crate::error::{CallError, SendError, SessionError};
@@ -140,6 +140,7 @@ impl Session {
             owns_stream,
             streams: !unary,
             priority: message.priority,
+            deadline: None,
             inbox: VecDeque::new(),
             signalled: false,
             recv_ended: false,
@@ -299,30 +300,13 @@ impl Session {
         let Some(deadline) = deadline else {
             return;
         };
-        self.deadlines.push(Reverse((deadline, key)));
-        // Most calls end long before their deadline. What they leave is cleared out when it outnumbers the open calls: one pass for at
-        // least as many calls.
-        let most = self.calls.len().saturating_mul(2);
-        if self.deadlines.len() > most.saturating_add(DEADLINES_SLACK) {
-            let mut deadlines = core::mem::take(&mut self.deadlines);
-            deadlines.retain(|Reverse((_, key))| self.is_pending(*key));
-            self.deadlines = deadlines;
+        if let Some(call) = self.call_mut(key) {
+            call.deadline = Some(deadline);
         }
-    }
-
-    /// Whether a deadline still means something to the call.
-    fn is_pending(&self, key: CallKey) -> bool {
-        self.call_ref(key)
-            .is_some_and(|call| !(call.local && call.recv_ended))
-    }
-
-    /// Drops deadlines of calls that are over from the front.
-    pub(super) fn drop_stale_deadlines(&mut self) {
-        while let Some(&Reverse((_, key))) = self.deadlines.peek()
-            && !self.is_pending(key)
-        {
-            self.deadlines.pop();
-        }
+        self.next_deadline = Some(
+            self.next_deadline
+                .map_or(deadline, |next| next.min(deadline)),
+        );
     }
 
     pub(super) fn insert_peer_call(&mut self, message: &Message, stream: StreamId) -> CallKey {
@@ -335,6 +319,7 @@ impl Session {
             owns_stream: !Stream::is_shared(stream),
             streams: !Stream::is_shared(stream),
             priority: message.priority,
+            deadline: None,
             inbox: VecDeque::new(),
             signalled: false,
             recv_ended: false,
@@ -479,14 +464,15 @@ impl Session {
         self.note_deadline(key, deadline);
         self.statistics.requests_in = self.statistics.requests_in.saturating_add(1);
         let ended = call.is_none() || message.flags.contains(Flags::STREAM_END);
-        self.events.push_back(Event::Request(Box::new(Incoming {
+        self.admitted = self.admitted.saturating_add(1);
+        self.events.push_back(Event::Request(Incoming {
             call: key,
             answered: id.0 != 0 || call.is_some(),
             owns_stream: call.is_some(),
             message,
             ended,
             deadline,
-        })));
+        }));
         self.signal_readable(key); // elements may have come while the request waited
     }
 
@@ -568,7 +554,7 @@ impl Session {
         }
         // All members before the first answer, which could complete the batch.
         let mut admitted = Vec::with_capacity(count);
-        for (position, inner) in batch.messages.into_iter().enumerate() {
+        for (position, inner) in (0_u32..).zip(batch.messages) {
             let own = inner
                 .ttl
                 .to_duration()
@@ -610,7 +596,8 @@ impl Session {
                 ended: true,
                 deadline: inner_deadline,
             };
-            self.events.push_back(Event::Request(Box::new(incoming)));
+            self.admitted = self.admitted.saturating_add(1);
+            self.events.push_back(Event::Request(incoming));
         }
     }
 
@@ -723,7 +710,7 @@ impl Session {
     }
 
     /// Puts a member's answer into its batch, and sends the batch when it is complete.
-    fn gather(&mut self, now: Timestamp, place: u32, position: usize, mut message: Message) {
+    fn gather(&mut self, now: Timestamp, place: u32, position: u32, mut message: Message) {
         let limit = usize::try_from(self.peer_limits.max_message).unwrap_or(usize::MAX);
         let place = usize::try_from(place).unwrap_or(usize::MAX);
         let Some(batch) = self.batches.get(place) else {
@@ -746,6 +733,7 @@ impl Session {
             return;
         };
         batch.bytes = batch.bytes.saturating_add(message.encoded_len());
+        let position = usize::try_from(position).unwrap_or(usize::MAX);
         if let Some(slot @ None) = batch.answers.get_mut(position) {
             *slot = Some(message);
             batch.missing = batch.missing.saturating_sub(1);
@@ -962,7 +950,7 @@ impl Session {
     }
 
     fn drain_inbox(&mut self, key: CallKey) {
-        let Some(call) = self.call_mut(key) else {
+        let Some(call) = self.call_mut(key).filter(|call| !call.inbox.is_empty()) else {
             return;
         };
         let stream = call.stream;
@@ -1044,9 +1032,10 @@ impl Session {
         }
         self.open_peer = self.open_peer.saturating_sub(counted.into());
         if !member
-            && matches!(self.peer_ids.get(&id.0), Some(PeerId::Open(index)) if *index == key.index)
+            && let Entry::Occupied(entry) = self.peer_ids.entry(id.0)
+            && matches!(entry.get(), PeerId::Open(index) if *index == key.index)
         {
-            self.peer_ids.remove(&id.0);
+            entry.remove();
         }
     }
 
@@ -1099,7 +1088,7 @@ impl Session {
             }
             Event::BatchAnswer(key, answers)
         } else {
-            Event::Answer(key, Ok(Box::new(message)))
+            Event::Answer(key, Ok(message))
         };
         self.end_unary(key);
         self.events.push_back(event);
@@ -1111,8 +1100,7 @@ impl Session {
             return;
         }
         self.end_unary(key);
-        self.events
-            .push_back(Event::Answer(key, Err(Box::new(error))));
+        self.events.push_back(Event::Answer(key, Err(error)));
     }
 
     fn end_unary(&mut self, key: CallKey) {
@@ -1141,7 +1129,7 @@ impl Session {
             (true, false, _) => {
                 self.spend(key);
                 self.events
-                    .push_back(Event::Answer(key, Err(Box::new(error.clone()))));
+                    .push_back(Event::Answer(key, Err(error.clone())));
             }
             (true, true, _) => {
                 self.stop_sender(key, error.code);
@@ -1198,20 +1186,34 @@ impl Session {
     pub(super) fn expire_calls(&mut self, now: Timestamp) {
         const CODE: ErrorCode = ErrorCode::DEADLINE_EXCEEDED;
         let error = |text| ErrorRecord::new(CODE, Text::from_static(text));
-        while let Some(&Reverse((deadline, key))) = self.deadlines.peek() {
-            if !self.is_pending(key) {
-                self.deadlines.pop();
+        if self.next_deadline.is_none_or(|next| next > now) {
+            return;
+        }
+        // A look at every call, and no more often than one ends: cheaper than an order that each of them has to keep.
+        let mut due = Vec::new();
+        self.next_deadline = None;
+        for (index, call) in &self.calls {
+            let Some(deadline) = call.deadline else {
+                continue;
+            };
+            if call.spent || (call.local && call.recv_ended) {
                 continue;
             }
             if deadline > now {
-                return;
+                let next = self.next_deadline.unwrap_or(deadline);
+                self.next_deadline = Some(next.min(deadline));
+            } else if let Ok(index) = u32::try_from(index) {
+                let serial = call.serial;
+                due.push((deadline, CallKey { index, serial }));
             }
-            self.deadlines.pop();
+        }
+        due.sort_unstable();
+        for (_, key) in due {
             match self.call_ref(key).map(|call| (call.local, call.streams)) {
                 Some((true, false)) => {
                     self.give_up(now, key, CODE);
                     self.spend(key);
-                    let error = Box::new(error("no answer came in time"));
+                    let error = error("no answer came in time");
                     self.events.push_back(Event::Answer(key, Err(error)));
                 }
                 Some((true, true)) => self.end_local(key, error("the stream did not end in time")),

@@ -64,7 +64,8 @@ impl Session {
 
     fn put_control(&mut self, message: &Message) {
         if let Some(lane) = self.lane_mut(LaneId::ZERO) {
-            lane.ready.put_message(StreamId(0), message);
+            let added = lane.ready.put_message(StreamId(0), message);
+            self.ready_bytes = self.ready_bytes.saturating_add(added);
         }
         self.note_output(LaneId::ZERO);
     }

@@ -6,7 +6,7 @@ use remus_wire::{
     Message, MessageType, RequestId, StreamId, Text, Timestamp,
 };
 
-use super::{Pending, SLICES_MAX, Session};
+use super::{ADMITTED_MAX, Pending, SLICES_MAX, Session};
 use crate::SHARED_MESSAGE_MAX;
 use crate::assembly::Assembly;
 use crate::call::{Answer, CallKey, PeerId, Received};
@@ -486,16 +486,27 @@ impl Session {
             }
             Some(key)
         };
-        if request_id != 0 {
-            let entry = call.map_or(PeerId::Waiting(None), |key| PeerId::Open(key.index));
-            self.peer_ids.insert(request_id, entry);
-        }
-        self.requests.push_back(Pending {
+        let pending = Pending {
             call,
             stream: id,
             message,
             deadline,
-        });
+        };
+        // The usual case: nothing waits before it, and there is room for its answer.
+        if shared
+            && self.requests.is_empty()
+            && self.admitted < ADMITTED_MAX
+            && self.state.is_open()
+            && !self.is_congested()
+        {
+            self.admit(now, pending);
+            return Ok(());
+        }
+        if request_id != 0 {
+            let entry = call.map_or(PeerId::Waiting(None), |key| PeerId::Open(key.index));
+            self.peer_ids.insert(request_id, entry);
+        }
+        self.requests.push_back(pending);
         Ok(())
     }
 

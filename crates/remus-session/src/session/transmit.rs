@@ -43,6 +43,10 @@ impl Session {
             return false;
         }
         entry.ready.take(out);
+        self.ready_bytes = self.ready_bytes.saturating_sub(len);
+        let Some(entry) = self.lane_mut(lane) else {
+            return false;
+        };
         if !entry.turns.is_empty() {
             self.dirty |= lane.bit();
         }
@@ -120,7 +124,8 @@ impl Session {
             return;
         };
         if direct && lane.turns.is_empty() && lane.ready.len() < LANE_READY_MAX {
-            lane.ready.put_message(id, message);
+            let added = lane.ready.put_message(id, message);
+            self.ready_bytes = self.ready_bytes.saturating_add(added);
             if !shared {
                 self.send_window.offset = self.send_window.offset.saturating_add(wide);
             }
@@ -293,9 +298,11 @@ impl Session {
             self.send_window.offset = self.send_window.offset.saturating_add(wide);
         }
         if let Some(lane) = self.lane_mut(lane_id) {
-            lane.ready
+            let added = lane
+                .ready
                 .put_part(id, kind, &mut item.head, &mut item.payload, want);
             lane.turns.charge(class, want);
+            self.ready_bytes = self.ready_bytes.saturating_add(added);
         }
         let ended = want == remaining && item.ends;
         if let Some(stream) = self.stream_mut(id) {
@@ -342,7 +349,8 @@ impl Session {
         fields: &[u8],
     ) {
         if let Some(lane) = self.lane_mut(lane_id) {
-            lane.ready.put_small(id, kind, fields);
+            let added = lane.ready.put_small(id, kind, fields);
+            self.ready_bytes = self.ready_bytes.saturating_add(added);
         }
         self.note_output(lane_id);
     }

@@ -448,7 +448,7 @@ impl Rig {
             .iter()
             .position(|event| matches!(event, Event::Request(_)));
         match at.and_then(|at| self.events.remove(at)) {
-            Some(Event::Request(incoming)) => *incoming,
+            Some(Event::Request(incoming)) => incoming,
             _ => panic!("no request was handed out: {:?}", self.events),
         }
     }
@@ -460,9 +460,7 @@ impl Rig {
             .iter()
             .position(|event| matches!(event, Event::Answer(key, _) if *key == call))?;
         match self.events.remove(at) {
-            Some(Event::Answer(_, result)) => {
-                Some(result.map(|message| *message).map_err(|error| *error))
-            }
+            Some(Event::Answer(_, result)) => Some(result),
             _ => None,
         }
     }

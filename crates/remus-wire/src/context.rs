@@ -102,6 +102,7 @@ impl Context {
 
     /// Whether it says nothing, and so takes no bytes.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.options.is_empty()
     }

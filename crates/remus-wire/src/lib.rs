@@ -80,7 +80,7 @@ pub use self::{
     handshake::{Authenticated, Handshake, MAX_RESUMED_STREAMS, Resume, ResumeToken, StreamOffset},
     heartbeat::Heartbeat,
     ids::{MethodId, NodeId, RegionId, RequestId, ServiceId, StreamId, Timestamp, ZoneId},
-    message::{Message, MessageLimits, MessageType},
+    message::{Message, MessageLimits, MessageType, PlainMessage},
     options::{MAX_OPTION_LEN, OptionTooLong},
     priority::Priority,
     reader::{Reader, put_blob, put_text},

@@ -68,8 +68,14 @@ impl Routing {
 
     /// Whether it says nothing, and so takes no bytes.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.service == ServiceId::NONE && self.method == MethodId::NONE && self.options.is_empty()
+    }
+
+    #[inline]
+    pub(crate) const fn has_options(&self) -> bool {
+        !self.options.is_empty()
     }
 
     /// What requests must share to reach the same node.

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::bench;
 use crate::config::Config;
 use crate::directory::{Contents, Directory, NodeDescription};
 use crate::files::{Files, FilesError};
@@ -137,7 +138,8 @@ impl Node {
             .topics(&broker)
             .service(directory.service())
             .service(host.service())
-            .service(files.service());
+            .service(files.service())
+            .service(bench::service());
         let services = router.services().to_vec();
 
         let (phase, _) = watch::channel(Phase::Serve);

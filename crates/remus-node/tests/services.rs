@@ -2,8 +2,10 @@
 
 mod support;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
-use remus::{Client, ErrorCode, Json, SubscribeOptions, Trust};
+use remus::{Client, ErrorCode, Json, Raw, SubscribeOptions, Trust};
+use remus_node::bench::{BENCH_ELEMENTS_MAX, BENCH_SIZE_MAX, Taken};
 use remus_node::directory::DirectoryListing;
 use remus_node::files::{EntryKind, Listing};
 use remus_node::host::{CpuSample, HostInfo, ProcessInfo};
@@ -271,6 +273,7 @@ async fn the_directory_tells_services_topics_and_peers() {
         [
             "file.v1.Files",
             "host.v1.Host",
+            "remus.v2.Bench",
             "remus.v2.Directory",
             "remus.v2.Topics"
         ]
@@ -299,4 +302,66 @@ async fn a_client_that_pins_the_certificate_needs_no_authority() {
         .await
         .unwrap();
     ask(&client, "host.v1.Host/Info", json!({})).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_measured_against_echoes_sends_and_takes() {
+    let running = start();
+    let client = running.client().await;
+    // Before that, nobody knows how long a message may be.
+    let connection = client.connection().await.unwrap();
+    connection.active().await.unwrap();
+    let payload = Bytes::from(noise(BENCH_SIZE_MAX));
+    let echo = async |payload: &Bytes| {
+        let call = client.method("remus.v2.Bench/Echo");
+        call.unary::<Bytes, Bytes>(Raw, payload).await
+    };
+    assert_eq!(echo(&payload).await.unwrap().into_inner(), payload);
+    assert_eq!(echo(&Bytes::new()).await.unwrap().into_inner(), "");
+    let error = echo(&noise(BENCH_SIZE_MAX + 1).into()).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::MESSAGE_TOO_LARGE);
+
+    let down = async |request: Value| {
+        let request = Bytes::from(request.to_string());
+        let call = client.method("remus.v2.Bench/Down");
+        let stream = call.server_stream::<Bytes, Bytes>(Raw, &request).await;
+        let elements: Vec<_> = stream.unwrap().into_inner().collect().await;
+        elements.into_iter().collect::<Result<Vec<_>, _>>()
+    };
+    let elements = down(json!({"size": 100, "count": 50})).await.unwrap();
+    assert_eq!(elements.len(), 50);
+    assert!(elements.iter().all(|element| element.len() == 100));
+    assert_eq!(down(json!({"size": 1, "count": 0})).await.unwrap(), [""; 0]);
+    for (wrong, code) in [
+        (
+            json!({"size": BENCH_SIZE_MAX + 1, "count": 1}),
+            ErrorCode::MESSAGE_TOO_LARGE,
+        ),
+        (
+            json!({"size": 1, "count": BENCH_ELEMENTS_MAX + 1}),
+            ErrorCode::INVALID_ARGUMENT,
+        ),
+        (json!({"size": 1}), ErrorCode::INVALID_ARGUMENT),
+    ] {
+        assert_eq!(down(wrong).await.unwrap_err().code(), code);
+    }
+
+    let up = async |sizes: &[usize]| {
+        let call = client.method("remus.v2.Bench/Up");
+        let (mut sender, reply) = call.client_stream::<Bytes, Bytes>(Raw).await?;
+        for size in sizes {
+            // What it does not take any more, its answer explains.
+            let _ = sender.send(&noise(*size).into()).await;
+        }
+        sender.finish();
+        reply.response().await.map(remus::Response::into_inner)
+    };
+    let taken: Taken = serde_json::from_slice(&up(&[3, 0, 70_000]).await.unwrap()).unwrap();
+    let expected = Taken {
+        elements: 3,
+        bytes: 70_003,
+    };
+    assert_eq!(taken, expected);
+    let error = up(&[BENCH_SIZE_MAX + 1]).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::MESSAGE_TOO_LARGE);
 }

@@ -70,7 +70,13 @@ pub(crate) enum Color {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Connection {
     /// Which node to talk to
-    #[arg(long, env = "REMUS_URL", hide_env_values = true, global = true)]
+    #[arg(
+        long,
+        visible_alias = "to",
+        env = "REMUS_URL",
+        hide_env_values = true,
+        global = true
+    )]
     #[arg(default_value = "remus://localhost:4433", help_heading = "Node")]
     pub(crate) url: String,
     /// Data directory of the local node; its CA is trusted [default: $XDG_DATA_HOME/remus or ~/.local/share/remus]
@@ -135,6 +141,13 @@ pub(crate) enum Command {
     /// the SHA-256 of what they read and wrote, and the copy fails if they differ. A file appears under its name only when
     /// it is whole.
     Cp(Copy),
+    /// Measure what a node and the way to it carry
+    ///
+    /// Measures until the time or the number is reached, or until Ctrl-C, and then says what came of it. Without --rate the
+    /// next operation waits for the one before it, so that a node that stands still for a second also stops the measurement:
+    /// that shows what it carries. With --rate operations begin when they are due, and their latency counts from then on,
+    /// whether anything could be sent or not: that shows how long users wait.
+    Bench(Bench),
     /// What exit codes mean
     #[command(hide = true)]
     ExitCodes,
@@ -258,6 +271,143 @@ pub(crate) struct Copy {
     /// Fail rather than replace a file
     #[arg(long, short = 'n')]
     pub(crate) no_clobber: bool,
+}
+
+/// Arguments of [`Command::Bench`].
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    pub(crate) what: Measured,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Measured {
+    /// Calls with one request and one answer: an echo
+    Rpc(BenchRpc),
+    /// Streams of elements, from the node or, with --up, to it
+    Stream(BenchStream),
+    /// Messages through a topic, from publish to arrival
+    Topic(BenchTopic),
+}
+
+/// How long to measure.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Span {
+    /// Measure for this long
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) duration: Duration,
+    /// Measure this many operations instead, however long they take
+    #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..=BENCH_COUNT_MAX))]
+    #[arg(conflicts_with = "duration")]
+    pub(crate) count: Option<u64>,
+    /// Do the same for this long before, without measuring it
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration_or_none)]
+    pub(crate) warm_up: Duration,
+}
+
+/// Most operations of one measurement: what the node sends in one stream.
+const BENCH_COUNT_MAX: u64 = remus_node::bench::BENCH_ELEMENTS_MAX;
+
+/// Most operations a second: one every 100 ns, which nothing here reaches.
+const BENCH_RATE_MAX: u64 = 10_000_000;
+
+/// Arguments of [`Measured::Rpc`].
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchRpc {
+    /// Bytes of each request and answer, such as 64 or 16KiB; at most 1MiB
+    #[arg(long, value_name = "BYTES", default_value = "64", value_parser = bench_size)]
+    pub(crate) size: usize,
+    /// Calls that are open at once, over all connections [default: 1; with --rate at most 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) in_flight: Option<u32>,
+    /// Connections that they are made over
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) connections: u32,
+    /// Begin so many calls a second, whether the ones before are answered or not
+    #[arg(long, value_name = "PER_SECOND")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=BENCH_RATE_MAX))]
+    pub(crate) rate: Option<u64>,
+    #[command(flatten)]
+    pub(crate) span: Span,
+}
+
+/// Arguments of [`Measured::Stream`].
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchStream {
+    /// Send to the node rather than receive from it
+    #[arg(long)]
+    pub(crate) up: bool,
+    /// Bytes of each element, such as 64 or 16KiB; at most 1MiB
+    #[arg(long, value_name = "BYTES", default_value = "1KiB", value_parser = bench_size)]
+    pub(crate) size: usize,
+    /// Streams at once, all on one connection
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) streams: u32,
+    #[command(flatten)]
+    pub(crate) span: Span,
+}
+
+/// Arguments of [`Measured::Topic`].
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchTopic {
+    /// Bytes of each message, such as 128 or 16KiB; 16 to 1MiB
+    #[arg(long, value_name = "BYTES", default_value = "128", value_parser = bench_message_size)]
+    pub(crate) size: usize,
+    /// Subscribers, each with a connection of its own
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) subscribers: u32,
+    /// Messages that the node has not yet confirmed [default: 64; with --rate at most 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) in_flight: Option<u32>,
+    /// Publish so many a second, whether the ones before are confirmed or not
+    #[arg(long, value_name = "PER_SECOND")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=BENCH_RATE_MAX))]
+    pub(crate) rate: Option<u64>,
+    #[command(flatten)]
+    pub(crate) span: Span,
+}
+
+/// Bytes that a message of `bench topic` needs for what it is measured by.
+pub(crate) const BENCH_MESSAGE_MIN: usize = 16;
+
+fn bench_size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let unit: usize = match text.get(digits.len()..) {
+        Some("" | "B") => 1,
+        Some("KiB") => 1024,
+        Some("MiB") => 1024 * 1024,
+        _ => return Err("the units are B, KiB and MiB, as in 16KiB".to_owned()),
+    };
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.is_empty();
+    if !plain {
+        return Err("expected a number of bytes, as in 64 or 16KiB".to_owned());
+    }
+    let bytes: Option<usize> = digits.parse().ok();
+    bytes
+        .and_then(|number| number.checked_mul(unit))
+        .filter(|bytes| *bytes <= remus_node::bench::BENCH_SIZE_MAX)
+        .ok_or_else(|| "the most is 1MiB".to_owned())
+}
+
+fn bench_message_size(text: &str) -> Result<usize, String> {
+    let bytes = bench_size(text)?;
+    if bytes < BENCH_MESSAGE_MIN {
+        return Err(format!(
+            "the least is {BENCH_MESSAGE_MIN}: a message carries what it is measured by"
+        ));
+    }
+    Ok(bytes)
+}
+
+/// [`duration`], or `0` for none.
+fn duration_or_none(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" | "0s" | "0ms" => Ok(Duration::ZERO),
+        text => duration(text),
+    }
 }
 
 /// Longest time that an option takes: what a message's time budget can say is longer still.
@@ -519,6 +669,21 @@ mod tests {
             ("call a/b --metadata novalue", "expected KEY=VALUE"),
             ("up --listen 4433", "invalid socket address"),
             ("cp onlyone", "required arguments were not provided"),
+            ("bench", "no command was given"),
+            ("bench everything", "unrecognized subcommand"),
+            ("bench rpc --size 2MiB", "the most is 1MiB"),
+            ("bench rpc --size 1GB", "the units are B, KiB and MiB"),
+            ("bench rpc --size KiB", "expected a number of bytes"),
+            ("bench rpc --in-flight 0", "0 is not in 1..=65536"),
+            ("bench rpc --connections 2000", "2000 is not in 1..=1024"),
+            ("bench rpc --rate 0", "0 is not in 1..=10000000"),
+            ("bench rpc --count 0", "0 is not in 1..="),
+            ("bench rpc --count 1 --duration 1s", "cannot be used with"),
+            ("bench rpc --duration 0s", "the shortest is 1ms"),
+            ("bench stream --rate 5", "unexpected argument '--rate'"),
+            ("bench stream --streams 257", "257 is not in 1..=256"),
+            ("bench topic --size 15", "the least is 16"),
+            ("bench topic --subscribers 0", "0 is not in 1..=1024"),
             ("-o yaml ls", "possible values: text, json"),
         ] {
             let (json, _) = wrong(line);
@@ -551,6 +716,26 @@ mod tests {
         }
         for text in ["", "s", "-1s", "1 s", "inf", "NaN", "1s2", "1.2.3s"] {
             assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("0", 0), ("64", 64), ("7B", 7), ("16KiB", 16_384)] {
+            assert_eq!(bench_size(text), Ok(bytes), "{text}");
+        }
+        assert_eq!(bench_size("1MiB"), Ok(1_048_576));
+        for text in ["", "-1", "1 KiB", "1.5KiB", "1kb", "99999999999999999999"] {
+            assert!(bench_size(text).is_err(), "{text:?}");
+        }
+        assert_eq!(duration_or_none("0"), Ok(Duration::ZERO));
+        assert_eq!(duration_or_none("5ms"), Ok(Duration::from_millis(5)));
+    }
+
+    #[test]
+    fn the_node_to_measure_has_two_names() {
+        for line in ["bench rpc --to remus://h:1", "bench --url remus://h:1 rpc"] {
+            assert_eq!(cli(line).connection.url, "remus://h:1");
         }
     }
 

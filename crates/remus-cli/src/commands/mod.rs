@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+mod bench;
 mod call;
 mod cp;
 mod ls;
@@ -26,6 +27,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Outcome {
     match cli.command {
         Command::Up(command) => up::run(command, connection.data, output).await,
         Command::Sub(command) => within(limit, subscribe::run(command, &connection, output)).await,
+        Command::Bench(command) => within(limit, bench::run(command, &connection, output)).await,
         Command::Ping(command) => within(limit, ping::run(command, &connection, output)).await,
         Command::Call(command) => {
             interruptible(within(limit, call::run(command, &connection, output))).await

@@ -6,6 +6,7 @@
     reason = "a step that fails is a test that fails"
 )]
 
+mod bench;
 mod files;
 mod killed;
 mod node;

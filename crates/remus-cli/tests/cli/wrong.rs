@@ -80,6 +80,15 @@ fn wrong_input_is_told_to_people_and_to_programs() {
         (&["pub", "a..b", "x"], 2, &["a..b"]),
         (&["pub", "a.*", "x"], 2, &["a.*"]),
         (&["sub", "a.>.b"], 2, &["a.>.b"]),
+        (&["bench"], 2, &["rpc", "stream", "topic"]),
+        (&["bench", "rpc", "--size", "2MiB"], 2, &["--size", "1MiB"]),
+        (&["bench", "rpc", "--rate", "fast"], 2, &["--rate", "fast"]),
+        (&["bench", "topic", "--size", "8"], 2, &["16"]),
+        (
+            &["bench", "rpc", "--to", "http://localhost"],
+            2,
+            &["scheme"],
+        ),
         (&["cp", "a", "b"], 2, &["neither side is on a node"]),
         (&["cp", "-", "-"], 2, &["neither side is on a node"]),
         (&["cp", "remus://a/x", "remus://b/x"], 2, &["both sides"]),
@@ -140,7 +149,13 @@ fn no_node_is_told_at_once_with_what_to_do() {
     let node = Node::start_at(directory.path(), "127.0.0.1:0", &[]);
     let (url, data) = (node.url.clone(), node.data.clone());
     drop(node);
-    for arguments in [&["ls"][..], &["sub", "a"], &["ping"], &["pub", "a"]] {
+    for arguments in [
+        &["ls"][..],
+        &["sub", "a"],
+        &["ping"],
+        &["pub", "a"],
+        &["bench", "rpc"],
+    ] {
         let mut command = remus(arguments);
         command.env("REMUS_URL", &url).env("REMUS_DATA", &data);
         let error = run(command, b"").bad(5);

@@ -17,7 +17,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::peer::Target;
-use crate::process::{cpu_time, resident_bytes};
+use crate::process::{cpu_time, machine_time, resident_bytes};
 use crate::{Failure, Result};
 
 pub(crate) use bulk::{download, upload};
@@ -151,6 +151,8 @@ pub(crate) struct Outcome {
     pub(crate) seconds: f64,
     /// Of all processes involved, in the window.
     pub(crate) cpu_seconds: f64,
+    /// Of all others on the machine, in the window: the noise.
+    pub(crate) others_cpu_seconds: f64,
     /// Of the server, at the end of the window.
     pub(crate) rss_bytes: u64,
     /// Of an operation; none where one operation has no beginning and end of its own.
@@ -194,6 +196,7 @@ impl Gauge {
 struct Readings {
     elapsed: Duration,
     cpu: Duration,
+    others_cpu: Duration,
     rss_bytes: u64,
 }
 
@@ -206,8 +209,9 @@ impl Window {
         let gauge = Gauge(Arc::default());
         let phase = Arc::clone(&gauge.0);
         let watch = std::thread::spawn(move || {
-            let cpu = || -> Result<Duration> {
-                Ok(cpu_time(std::process::id())? + cpu_time(self.server_pid)?)
+            let cpu = || -> Result<(Duration, Duration)> {
+                let ours = cpu_time(std::process::id())? + cpu_time(self.server_pid)?;
+                Ok((ours, machine_time()?))
             };
             std::thread::sleep(self.warm_up);
             let readings = (|| {
@@ -215,9 +219,12 @@ impl Window {
                 phase.store(1, Ordering::Relaxed);
                 std::thread::sleep(self.length);
                 let (elapsed, after) = (start.elapsed(), cpu()?);
+                let ours = after.0.saturating_sub(before.0);
+                let all = after.1.saturating_sub(before.1);
                 Ok(Readings {
                     elapsed,
-                    cpu: after.saturating_sub(before),
+                    cpu: ours,
+                    others_cpu: all.saturating_sub(ours),
                     rss_bytes: resident_bytes(self.server_pid)?,
                 })
             })();
@@ -246,6 +253,7 @@ impl Watch {
             bytes,
             seconds: readings.elapsed.as_secs_f64(),
             cpu_seconds: readings.cpu.as_secs_f64(),
+            others_cpu_seconds: readings.others_cpu.as_secs_f64(),
             rss_bytes: readings.rss_bytes,
             p50_us: quantile(0.5),
             p99_us: quantile(0.99),

@@ -44,17 +44,46 @@ pub(crate) fn raise_file_limit() -> Result<()> {
     Ok(())
 }
 
-/// User and system time of process `pid` since its start, all threads, those that ended included. Resolution 10 ms.
+/// What `/proc` counts time in: `USER_HZ`, the same on every Linux that Rust runs on.
+const TICK: Duration = Duration::from_millis(10);
+
+/// User and system time since its start of process `pid` and of those that it started and that still run, all threads, those
+/// that ended included. Resolution 10 ms a process.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
-    /// Ticks per second: `USER_HZ`, the same on every Linux that Rust runs on.
-    const TICKS: u64 = 100;
+    let mut sum = cpu_time_alone(pid)?;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end meanwhile, and a kernel may be built without this file; then there are no children to see.
+        let children = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            sum += cpu_time(child.parse()?)?;
+        }
+    }
+    Ok(sum)
+}
+
+fn cpu_time_alone(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the name, in parentheses, and may hold anything. utime and stime are fields 14 and 15.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let mut fields = fields.split_whitespace().skip(11);
-    let mut ticks = || -> Result<u64> { Ok(fields.next().ok_or("stat ends early")?.parse()?) };
-    let ticks = ticks()? + ticks()?;
-    Ok(Duration::from_millis(ticks * (1000 / TICKS)))
+    let mut ticks = || -> Result<u32> { Ok(fields.next().ok_or("stat ends early")?.parse()?) };
+    Ok(TICK * (ticks()? + ticks()?))
+}
+
+/// What all processes of the machine have used since its start, and what its host took away from it.
+pub(crate) fn machine_time() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let mut fields = stat.split_whitespace().skip(1);
+    let mut sum = 0_u32;
+    // user, nice, system; idle and iowait are not used, irq and softirq nobody's; steal is the host's.
+    for counts in [true, true, true, false, false, false, false, true] {
+        let ticks: u64 = fields.next().ok_or("stat ends early")?.parse()?;
+        if counts {
+            // Wraps after 497 days of one core; differences stay right.
+            sum = sum.wrapping_add(u32::try_from(ticks & u64::from(u32::MAX))?);
+        }
+    }
+    Ok(TICK * sum)
 }
 
 /// Resident memory of process `pid`, in bytes.

@@ -10,6 +10,12 @@ use crate::case::{Case, Kind, Runtime};
 use crate::load::Outcome;
 use crate::peer::Peer;
 
+/// Cores that others may use in a round that counts as quiet. The bench itself needs both of a small machine.
+const QUIET_CORES: f64 = 0.12;
+
+/// Quiet rounds without which the disturbed ones count as well.
+const QUIET_ROUNDS: usize = 2;
+
 /// One measurement, or the median of several.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
@@ -32,6 +38,8 @@ pub(crate) struct Row {
     pub(crate) p99_us: Option<f64>,
     /// Of client, server and broker together.
     pub(crate) cpu_us_per_op: f64,
+    /// Cores that other processes, or the host of a virtual machine, used meanwhile.
+    pub(crate) others_cores: f64,
     /// Of the server at the end.
     pub(crate) rss_bytes: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,6 +63,8 @@ struct Line<'a> {
 #[derive(Debug, Serialize)]
 struct Spread {
     rounds: usize,
+    /// Rounds left out because others used the machine.
+    disturbed: usize,
     per_s_min: f64,
     per_s_max: f64,
 }
@@ -103,6 +113,7 @@ impl Row {
             p50_us: outcome.p50_us,
             p99_us: outcome.p99_us,
             cpu_us_per_op: cpu_seconds * 1e6 / operations.max(1.0),
+            others_cores: outcome.others_cpu_seconds / seconds,
             rss_bytes: outcome.rss_bytes as f64,
             connection_bytes: outcome.connection_bytes,
             client_connection_bytes: outcome.client_connection_bytes,
@@ -170,7 +181,11 @@ impl fmt::Display for Row {
         if let Some(bytes) = self.connection_bytes {
             write!(f, ", {:.1} KiB a connection", bytes / 1024.0)?;
         }
-        write!(f, ", CPU {:.2} us", self.cpu_us_per_op)
+        write!(f, ", CPU {:.2} us", self.cpu_us_per_op)?;
+        if self.others_cores > QUIET_CORES {
+            write!(f, "; others used {:.2} cores", self.others_cores)?;
+        }
+        Ok(())
     }
 }
 
@@ -231,10 +246,17 @@ impl Report {
             let _ = writeln!(out, "\n{case}, {}", case.runtime.name());
             let _ = writeln!(
                 out,
-                "  {:<10} {:>22} {:>11} {:>11} {:>11}  remus is",
-                "", "", "p50 us", "p99 us", "CPU us"
+                "  {:<10} {:>22} {:>11} {:>11} {:>11}  {:>9}  remus is",
+                "", "", "p50 us", "p99 us", "CPU us", "disturbed"
             );
-            for (peer, Median { row, .. }) in &medians {
+            for (peer, Median { row, spread }) in &medians {
+                let disturbed = if row.others_cores > QUIET_CORES {
+                    "ALL"
+                } else if spread.disturbed > 0 {
+                    "some"
+                } else {
+                    ""
+                };
                 let figure = row.figure(case.kind);
                 let ratio = match &remus {
                     Some(remus) if *peer != Peer::Remus => {
@@ -249,7 +271,7 @@ impl Report {
                 };
                 let _ = writeln!(
                     out,
-                    "  {:<10} {:>12} {:<9} {:>11} {:>11} {:>11.2}  {ratio}",
+                    "  {:<10} {:>12} {:<9} {:>11} {:>11} {:>11.2}  {disturbed:>9}  {ratio}",
                     peer.name(),
                     number(figure.value),
                     figure.unit,
@@ -278,7 +300,18 @@ fn number(value: f64) -> String {
     }
 }
 
-fn median(rows: &[Row]) -> Option<Median> {
+/// Of the quiet rounds, where there are enough.
+fn median(all: &[Row]) -> Option<Median> {
+    let quiet: Vec<Row> = all
+        .iter()
+        .filter(|row| row.others_cores <= QUIET_CORES)
+        .cloned()
+        .collect();
+    let rows = if quiet.len() < QUIET_ROUNDS {
+        all
+    } else {
+        &quiet
+    };
     let of = |field: &dyn Fn(&Row) -> Option<f64>| -> Option<f64> {
         let mut values: Vec<f64> = rows.iter().filter_map(field).collect();
         values.sort_by(f64::total_cmp);
@@ -295,6 +328,7 @@ fn median(rows: &[Row]) -> Option<Median> {
             p50_us: of(&|row| row.p50_us),
             p99_us: of(&|row| row.p99_us),
             cpu_us_per_op: of(&|row| Some(row.cpu_us_per_op))?,
+            others_cores: of(&|row| Some(row.others_cores))?,
             rss_bytes: of(&|row| Some(row.rss_bytes))?,
             connection_bytes: of(&|row| row.connection_bytes),
             client_connection_bytes: of(&|row| row.client_connection_bytes),
@@ -302,6 +336,7 @@ fn median(rows: &[Row]) -> Option<Median> {
         },
         spread: Spread {
             rounds: rows.len(),
+            disturbed: all.len() - rows.len(),
             per_s_min: rates().fold(f64::INFINITY, f64::min),
             per_s_max: rates().fold(f64::NEG_INFINITY, f64::max),
         },

@@ -81,7 +81,7 @@ impl Files {
         self.directory.join("key.pem")
     }
 
-    /// A server's configuration: TLS 1.3, no tickets kept, protocols `alpn`.
+    /// A server's configuration: TLS 1.3, protocols `alpn`.
     pub(crate) fn server_config(
         &self,
         key_exchange: KeyExchange,

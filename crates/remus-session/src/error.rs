@@ -147,16 +147,20 @@ pub struct CloseReason {
     pub reason: String,
     /// Whether the peer ended it.
     pub by_peer: bool,
+    /// Whether the peer refused the session before it was active: nothing that was called ran.
+    pub refused: bool,
 }
 
 impl CloseReason {
     /// What a call fails with that was open when the session ended, or that is made afterwards.
     ///
     /// LOSS_OF_SESSION where the code says nothing about the call: after an orderly end, a lost carrier or silence the call may
-    /// or may not have run, so a code that promises it did not must not be passed on (WIRE-65).
+    /// or may not have run, so a code that promises it did not must not be passed on (WIRE-65). The code of a refused session is
+    /// passed on as it is.
     #[must_use]
     pub fn to_record(&self) -> ErrorRecord {
         let code = match self.code {
+            code if self.refused && code != ErrorCode::OK => code,
             ErrorCode::OK
             | ErrorCode::UNAVAILABLE
             | ErrorCode::IDLE_TIMEOUT

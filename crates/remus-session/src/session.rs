@@ -525,6 +525,7 @@ impl Session {
                     code,
                     reason,
                     by_peer,
+                    refused: false,
                 },
                 None,
             );
@@ -596,6 +597,7 @@ impl Session {
                 code,
                 reason: reason.to_owned(),
                 by_peer: false,
+                refused: false,
             },
             None,
         );
@@ -610,6 +612,20 @@ impl Session {
                 code,
                 reason: reason.to_owned(),
                 by_peer: true,
+                refused: false,
+            },
+            None,
+        );
+    }
+
+    /// The acceptor refused the carrier of this session: nothing that was called ran, and open calls fail with `code` as it is.
+    pub fn carrier_refused(&mut self, code: ErrorCode, reason: &str) {
+        self.close(
+            CloseReason {
+                code,
+                reason: reason.to_owned(),
+                by_peer: true,
+                refused: !self.state.is_open(),
             },
             None,
         );
@@ -672,6 +688,7 @@ impl Session {
             code,
             reason,
             by_peer: false,
+            refused: false,
         }));
         self.dirty = u32::MAX;
     }

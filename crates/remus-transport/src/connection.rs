@@ -424,6 +424,7 @@ impl Connection {
                     code: ErrorCode::UNAVAILABLE,
                     reason: "the driver is gone".into(),
                     by_peer: false,
+                    refused: false,
                 });
             }
         }
@@ -445,6 +446,7 @@ impl Connection {
                     code: ErrorCode::UNAVAILABLE,
                     reason: "the driver is gone".into(),
                     by_peer: false,
+                    refused: false,
                 };
             }
         }
@@ -510,6 +512,7 @@ impl Connection {
             code: ErrorCode::INTERNAL,
             reason: "nothing was measured".into(),
             by_peer: false,
+            refused: false,
         })
     }
 

@@ -204,7 +204,15 @@ impl Supervisor {
                 ErrorCode::UNAVAILABLE,
                 "this side closed the link".to_owned(),
             ),
-            Err(error) => (code_of(&error), error.to_string()),
+            Err(remus_http3::Error::Refused { status, .. }) => {
+                let reason = format!("session refused with status {status}");
+                let code = code_of(status);
+                self.inner
+                    .with(|core, _| core.session.carrier_refused(code, &reason));
+                self.inner.pump();
+                return;
+            }
+            Err(error) => (ErrorCode::UNAVAILABLE, error.to_string()),
         };
         self.inner
             .with(|core, _| core.session.carrier_lost(code, &reason));
@@ -225,16 +233,13 @@ impl Supervisor {
     }
 }
 
-/// What the end of a link means for calls: a refusal that would be repeated must not look like one that passes.
-fn code_of(error: &remus_http3::Error) -> ErrorCode {
-    match error {
-        remus_http3::Error::Refused { status, .. } => match status.as_u16() {
-            401 => ErrorCode::UNAUTHENTICATED,
-            403 => ErrorCode::PERMISSION_DENIED,
-            429 | 500 | 502..=504 => ErrorCode::UNAVAILABLE,
-            _ => ErrorCode::UNIMPLEMENTED,
-        },
-        _ => ErrorCode::UNAVAILABLE,
+/// What a refused link means for calls: a refusal that would be repeated must not look like one that passes.
+fn code_of(status: http::StatusCode) -> ErrorCode {
+    match status.as_u16() {
+        401 => ErrorCode::UNAUTHENTICATED,
+        403 => ErrorCode::PERMISSION_DENIED,
+        429 | 500 | 502..=504 => ErrorCode::UNAVAILABLE,
+        _ => ErrorCode::UNIMPLEMENTED,
     }
 }
 

@@ -344,6 +344,8 @@ async fn who_comes_while_the_server_stops_is_told_to_try_again() {
         Ok(late) => call(&late).await.unwrap_err(),
         Err(error) => error,
     };
+    // Not the loss of a session: there was none, and nothing ran.
+    assert_eq!(error.code(), ErrorCode::UNAVAILABLE, "{error}");
     assert!(error.is_retryable(), "{error}");
     assert!(error.message().contains("503"), "{error}");
     holding.abort();

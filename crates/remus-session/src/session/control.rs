@@ -261,7 +261,8 @@ impl Session {
         } else {
             record.message.to_string()
         };
-        let calls = (!self.state.is_open()).then(|| record.clone());
+        let refused = !self.state.is_open();
+        let calls = refused.then(|| record.clone());
         let code = record.code;
         self.events.push_back(Event::Refused(Box::new(record)));
         self.close(
@@ -269,6 +270,7 @@ impl Session {
                 code,
                 reason,
                 by_peer: true,
+                refused,
             },
             calls,
         );

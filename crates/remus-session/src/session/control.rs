@@ -128,11 +128,11 @@ impl Session {
             self.held.push_back(message);
             return Ok(());
         }
+        if message.kind != MessageType::HEARTBEAT {
+            self.clock.observe(now, message.timestamp); // a heartbeat's is no hybrid one (CORE-72)
+        }
         match message.kind {
-            MessageType::HANDSHAKE => {
-                self.clock.observe(now, message.timestamp);
-                self.on_handshake(now, Handshake::decode(message.payload)?)
-            }
+            MessageType::HANDSHAKE => self.on_handshake(now, Handshake::decode(message.payload)?),
             MessageType::CAPABILITY => {
                 self.on_capability(now, &Capability::decode(message.payload)?)
             }

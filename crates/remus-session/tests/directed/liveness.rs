@@ -61,6 +61,27 @@ fn timestamps_follow_what_was_seen() {
     assert_eq!(rig.session.statistics().timestamps_clamped, 1);
 }
 
+/// Spec: CORE-68
+#[test]
+fn timestamps_follow_control_messages_but_no_heartbeats() {
+    const STAMP: std::ops::Range<usize> = 8 + 11..8 + 19;
+    let ahead = START + 30 * SECOND;
+    let mut rig = Rig::acceptor();
+    rig.feed(&heartbeat(0, ahead, 0, 0)).unwrap();
+    rig.feed(&query(8)).unwrap();
+    let answer = rig.sent_messages().pop().unwrap().1;
+    assert!(answer.timestamp.0 < ahead, "a clock that is only compared");
+
+    let mut asked = query(9);
+    asked[STAMP].copy_from_slice(&ahead.to_be_bytes());
+    rig.feed(&asked).unwrap();
+    let answer = rig.sent_messages().pop().unwrap().1;
+    assert!(
+        answer.timestamp.0 > ahead,
+        "an effect is later than its cause"
+    );
+}
+
 /// Spec: CORE-70
 #[test]
 fn a_budget_counts_from_arrival() {

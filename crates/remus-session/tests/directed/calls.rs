@@ -105,6 +105,13 @@ fn a_request_that_streams_has_no_payload() {
         fault(&mut Rig::acceptor(), &whole(3, &wrong)),
         ErrorCode::UNEXPECTED_MESSAGE
     );
+    // One that said that nothing follows has ended its direction.
+    let mut rig = Rig::acceptor();
+    rig.feed(&whole(3, &closed_request(1))).unwrap();
+    assert_eq!(
+        fault(&mut rig, &whole(3, &element(1, "data"))),
+        ErrorCode::STREAM_STATE
+    );
 }
 
 /// Spec: CORE-26

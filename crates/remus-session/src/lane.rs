@@ -50,16 +50,17 @@ impl Ready {
 
     /// Frame header, message head and payload in one go: the hot path. Returns how many bytes that were, as its sisters do.
     pub(crate) fn put_message(&mut self, stream: StreamId, message: &Message) -> usize {
-        let before = self.len;
-        let len = message.encoded_len();
-        self.header(stream, FrameType::MESSAGE, len);
-        self.tail.reserve(len);
-        message.encode_head(&mut self.tail);
-        self.len = self
-            .len
-            .saturating_add(len.saturating_sub(message.payload.len()));
-        self.put_payload(&message.payload);
-        self.len.saturating_sub(before)
+        let len = Frame::HEADER_LEN.saturating_add(message.encoded_len());
+        self.make_room(len.saturating_sub(message.payload.len()));
+        if message.payload.len() <= COPY_MAX {
+            message.encode_frame(stream, &mut self.tail);
+        } else {
+            message.encode_frame_head(stream, &mut self.tail);
+            self.chunks.push_back(self.tail.split().freeze());
+            self.chunks.push_back(message.payload.clone());
+        }
+        self.len = self.len.saturating_add(len);
+        len
     }
 
     /// A frame whose payload is the next `len` bytes of `head` followed by `payload`.
@@ -103,15 +104,17 @@ impl Ready {
         self.len = 0;
     }
 
-    fn header(&mut self, stream: StreamId, kind: FrameType, len: usize) {
-        if self.tail.capacity()
-            < self
-                .tail
-                .len()
-                .saturating_add(Frame::HEADER_LEN.saturating_add(COPY_MAX))
-        {
-            self.tail.reserve(LANE_READY_MAX / 4);
+    /// Makes room for a head of `head` bytes and a payload that is copied, in steps that many small messages share.
+    fn make_room(&mut self, head: usize) {
+        let room = self.tail.capacity().saturating_sub(self.tail.len());
+        let needed = head.saturating_add(COPY_MAX);
+        if room < needed {
+            self.tail.reserve(needed.max(LANE_READY_MAX / 4));
         }
+    }
+
+    fn header(&mut self, stream: StreamId, kind: FrameType, len: usize) {
+        self.make_room(Frame::HEADER_LEN);
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.tail
             .put_slice(&FrameHeader { stream, kind, len }.encode());
@@ -190,6 +193,28 @@ pub(crate) struct FrameReader {
 }
 
 impl FrameReader {
+    /// Stream and length of the message that `input` holds next, whole and in one frame: what nearly all of it is. Its frame's
+    /// header is taken off. Of anything else nothing is taken, and [`FrameReader::next`] judges it.
+    #[inline]
+    pub(crate) fn next_message(
+        &self,
+        input: &mut Bytes,
+        max_payload: u32,
+    ) -> Option<(StreamId, usize)> {
+        let bytes = input.first_chunk::<{ Frame::HEADER_LEN }>()?;
+        let header = FrameHeader::decode(*bytes);
+        let len = usize::try_from(header.len).ok()?;
+        let whole = header.kind == FrameType::MESSAGE
+            && header.len <= max_payload
+            && input.len().saturating_sub(Frame::HEADER_LEN) >= len
+            && self.partial.is_empty();
+        if !whole {
+            return None;
+        }
+        input.advance(Frame::HEADER_LEN);
+        Some((header.stream, len))
+    }
+
     /// The next whole frame; `None` when `input` is used up.
     ///
     /// The header is judged as soon as its eight bytes are there, so a frame that is too long costs nothing.

@@ -3,6 +3,7 @@
 //! One task supervises: timers, new lanes, datagrams, the end. Each lane has one task that reads and one that writes. All run
 //! on the runtime on which the connection was made, are tracked, and end with the connection.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
@@ -335,11 +336,25 @@ async fn write_lane(
     inner.lock().writer_gone(lane);
 }
 
+/// Requests on their way to their handlers and answers on their way back, while [`Inner::pump`] runs; empty otherwise.
+#[derive(Default)]
+struct Scratch {
+    requests: Vec<(CallKey, PeerRequest)>,
+    answers: Vec<(CallKey, Answer)>,
+}
+
+thread_local! {
+    /// One for all connections of a thread: a busy one needs it at every read, an idle one should not hold it.
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
 impl Inner {
     /// Takes what happened in the session and acts on it. Only the connection's own tasks do this.
     pub(crate) fn pump(self: &Arc<Self>) {
-        let mut requests = Vec::new();
-        let mut answers = Vec::new();
+        let Scratch {
+            mut requests,
+            mut answers,
+        } = SCRATCH.take();
         loop {
             let now = self.clock.now();
             let mut core = self.lock();
@@ -353,7 +368,7 @@ impl Inner {
                 self.supervisor.notify_one();
             }
             if requests.is_empty() && !more {
-                return;
+                break;
             }
             let connection = Connection::new(Arc::clone(self), false);
             for (key, request) in requests.drain(..) {
@@ -362,6 +377,7 @@ impl Inner {
                 }
             }
         }
+        SCRATCH.set(Scratch { requests, answers });
     }
 
     /// Drains the session's events. True when it stopped before the last.

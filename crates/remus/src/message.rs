@@ -77,8 +77,6 @@ impl From<Context> for Metadata {
 /// One call on its way to a handler.
 #[derive(Debug)]
 pub struct Request<B> {
-    pub(crate) service: ServiceId,
-    pub(crate) method: MethodId,
     /// The method's full name, where it is known.
     pub(crate) name: Option<Arc<str>>,
     pub(crate) routing: Routing,
@@ -97,8 +95,6 @@ impl<B> Request<B> {
     pub fn new(method: &str, body: B) -> Self {
         let (service, method_id) = names::ids_of(method);
         Self {
-            service,
-            method: method_id,
             name: Some(method.into()),
             routing: Routing::to(service, method_id),
             metadata: Metadata::default(),
@@ -120,7 +116,7 @@ impl<B> Request<B> {
     /// The IDs that stand for service and method on the wire.
     #[must_use]
     pub fn ids(&self) -> (ServiceId, MethodId) {
-        (self.service, self.method)
+        (self.routing.service, self.routing.method)
     }
 
     /// The topic that the request names, if any.
@@ -198,8 +194,6 @@ impl<B> Request<B> {
         map: impl FnOnce(B) -> Result<C, Error>,
     ) -> Result<Request<C>, Error> {
         Ok(Request {
-            service: self.service,
-            method: self.method,
             name: self.name,
             routing: self.routing,
             metadata: self.metadata,

@@ -172,14 +172,14 @@ impl Service {
         F: Future<Output = Result<Response<Out>, Error>> + Send + 'static,
     {
         let (decoder, encoder) = codecs.split();
-        let handler = Arc::new(handler);
         self.method(name, MethodKind::Unary, move |request| {
-            let (handler, encoder) = (Arc::clone(&handler), encoder.clone());
-            let request = request.try_map(|body| decoder.decode(body.into_single()?));
-            Box::pin(async move {
-                let response = handler(request?).await?;
-                single(response, &encoder)
-            })
+            match request.try_map(|body| decoder.decode(body.into_single()?)) {
+                Ok(request) => Box::pin(Single {
+                    answering: handler(request),
+                    encoder: encoder.clone(),
+                }),
+                Err(error) => Box::pin(std::future::ready(Err(error))),
+            }
         })
     }
 
@@ -195,14 +195,12 @@ impl Service {
         S: Stream<Item = Result<Out, Error>> + Send + 'static,
     {
         let (decoder, encoder) = codecs.split();
-        let handler = Arc::new(handler);
         self.method(name, MethodKind::ServerStream, move |request| {
-            let (handler, encoder) = (Arc::clone(&handler), encoder.clone());
-            let request = request.try_map(|body| decoder.decode(body.into_single()?));
-            Box::pin(async move {
-                let response = handler(request?).await?;
-                Ok(streamed(response, encoder))
-            })
+            let encoder = encoder.clone();
+            let answering = request
+                .try_map(|body| decoder.decode(body.into_single()?))
+                .map(&handler);
+            Box::pin(async move { Ok(streamed(answering?.await?, encoder)) })
         })
     }
 
@@ -217,16 +215,12 @@ impl Service {
         F: Future<Output = Result<Response<Out>, Error>> + Send + 'static,
     {
         let (decoder, encoder) = codecs.split();
-        let handler = Arc::new(handler);
         self.method(name, MethodKind::ClientStream, move |request| {
-            let (handler, decoder, encoder) =
-                (Arc::clone(&handler), decoder.clone(), encoder.clone());
-            Box::pin(async move {
-                let request =
-                    request.try_map(|body| Ok(Streaming::new(elements(body), decoder)))?;
-                let response = handler(request).await?;
-                single(response, &encoder)
-            })
+            let (decoder, encoder) = (decoder.clone(), encoder.clone());
+            let answering = request
+                .try_map(|body| Ok(Streaming::new(elements(body), decoder)))
+                .map(&handler);
+            Box::pin(async move { single(answering?.await?, &encoder) })
         })
     }
 
@@ -242,16 +236,12 @@ impl Service {
         S: Stream<Item = Result<Out, Error>> + Send + 'static,
     {
         let (decoder, encoder) = codecs.split();
-        let handler = Arc::new(handler);
         self.method(name, MethodKind::TwoWay, move |request| {
-            let (handler, decoder, encoder) =
-                (Arc::clone(&handler), decoder.clone(), encoder.clone());
-            Box::pin(async move {
-                let request =
-                    request.try_map(|body| Ok(Streaming::new(elements(body), decoder)))?;
-                let response = handler(request).await?;
-                Ok(streamed(response, encoder))
-            })
+            let (decoder, encoder) = (decoder.clone(), encoder.clone());
+            let answering = request
+                .try_map(|body| Ok(Streaming::new(elements(body), decoder)))
+                .map(&handler);
+            Box::pin(async move { Ok(streamed(answering?.await?, encoder)) })
         })
     }
 
@@ -274,6 +264,29 @@ impl Service {
         self.methods
             .push((name.to_owned(), kind, Route::new(handle)));
         self
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A handler with one answer at work, and what becomes of the answer. An async block would hold the handler's future twice.
+    struct Single<F, C> {
+        #[pin]
+        answering: F,
+        encoder: C,
+    }
+}
+
+impl<F, Out, C> Future for Single<F, C>
+where
+    F: Future<Output = Result<Response<Out>, Error>>,
+    C: Codec<Out>,
+{
+    type Output = Result<Response<Body>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = std::task::ready!(this.answering.poll(cx))?;
+        Poll::Ready(single(response, this.encoder))
     }
 }
 
@@ -491,10 +504,11 @@ impl tower_service::Service<Request<Body>> for Router {
     }
 
     fn call(&mut self, request: Request<Body>) -> Answering {
-        match self.find(request.service, request.method) {
+        let (service, method) = request.ids();
+        match self.find(service, method) {
             Some(found) => found.route.handle(request),
             None => {
-                let error = self.unknown(request.service, request.method);
+                let error = self.unknown(service, method);
                 Box::pin(std::future::ready(Err(error)))
             }
         }

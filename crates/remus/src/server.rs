@@ -470,8 +470,6 @@ impl Handler for Dispatcher {
             _ => Body::Single(message.payload),
         };
         let request = Request {
-            service: routing.service,
-            method: routing.method,
             name: Some(Arc::clone(found.name)),
             routing,
             metadata: message.context.into(),

@@ -1,6 +1,6 @@
 //! What the peer sends: frames into messages, messages to the calls that they belong to. Spec: core §4, §5, §6.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use remus_wire::{
     DEFAULT_MAX_FRAME, DecodeError, ErrorCode, ErrorRecord, Flags, Frame, FrameBody, FrameType,
     Message, MessageType, RequestId, StreamId, Text, Timestamp,
@@ -101,10 +101,13 @@ impl Session {
             let Some(entry) = self.lane_mut(lane) else {
                 return Ok(());
             };
-            let Some(frame) = entry.reader.next(input, max_frame)? else {
+            if let Some((stream, len)) = entry.reader.next_message(input, max_frame) {
+                self.on_whole(now, lane, stream, input, len)?;
+            } else if let Some(frame) = entry.reader.next(input, max_frame)? {
+                self.on_frame(now, lane, frame)?;
+            } else {
                 return Ok(());
-            };
-            self.on_frame(now, lane, frame)?;
+            }
             if let Some(waiting) = self.overflow {
                 return Err(SessionError::NotReading(waiting));
             }
@@ -156,15 +159,10 @@ impl Session {
     fn on_frame(&mut self, now: Timestamp, lane: LaneId, frame: Frame) -> Result<(), SessionError> {
         let stream = frame.stream;
         match frame.body {
-            FrameBody::Message(bytes) if stream.0 == 0 => {
-                if lane != LaneId::ZERO {
-                    return Err(SessionError::WrongLane(stream));
-                }
-                self.charge_control(now)?;
-                let message = Message::decode(bytes, &self.message_limits())?;
-                self.on_control(now, message)
+            FrameBody::Message(mut bytes) => {
+                let len = bytes.len();
+                self.on_whole(now, lane, stream, &mut bytes, len)
             }
-            FrameBody::Message(bytes) => self.on_whole(now, lane, stream, bytes),
             FrameBody::Part(bytes) => self.on_part(now, lane, stream, bytes, false),
             FrameBody::Last(bytes) => self.on_part(now, lane, stream, bytes, true),
             FrameBody::Credit { limit } => self.on_credit(now, stream, limit),
@@ -278,42 +276,50 @@ impl Session {
         Ok(true)
     }
 
+    /// A message that came in one frame: the first `len` bytes of `input`.
     fn on_whole(
         &mut self,
         now: Timestamp,
         lane: LaneId,
         id: StreamId,
-        bytes: Bytes,
+        input: &mut Bytes,
+        len: usize,
     ) -> Result<(), SessionError> {
-        let len = bytes.len();
+        let limits = self.message_limits();
+        if id.0 == 0 {
+            if lane != LaneId::ZERO {
+                return Err(SessionError::WrongLane(id));
+            }
+            self.charge_control(now)?;
+            let message = Message::decode(input.split_to(len), &limits)?;
+            return self.on_control(now, message);
+        }
         if !self.accept_bytes(now, lane, id, FrameType::MESSAGE, len)? {
+            input.advance(len);
             return Ok(());
         }
-        if self
-            .stream_ref(id)
-            .is_some_and(|stream| stream.recv.assembly.is_some())
-        {
+        let Some(stream) = self.stream_ref(id) else {
+            return Ok(());
+        };
+        if stream.recv.assembly.is_some() {
             return Err(SessionError::NestedMessage(id));
         }
-        if self.discard(id, &bytes, true) {
+        if stream.recv.discard.is_some() {
+            self.discard(id, &input.split_to(len), true);
             return Ok(());
         }
-        let bytes = self.detached(id, bytes);
-        let message = Message::decode(bytes, &self.message_limits())?;
-        self.on_message(now, id, message, len)
-    }
-
-    /// The bytes of a message, in memory of their own where many before it wait already: see [`SLICES_MAX`].
-    fn detached(&self, id: StreamId, bytes: Bytes) -> Bytes {
-        let waiting = self
-            .stream_ref(id)
-            .and_then(|stream| self.call_ref(stream.call?))
-            .map_or(0, |call| call.inbox.len());
-        if waiting.max(self.requests.len()) >= SLICES_MAX && bytes.len() <= SHARED_MESSAGE_MAX {
-            Bytes::copy_from_slice(&bytes)
-        } else {
-            bytes
+        let waiting = stream.call.and_then(|key| self.call_ref(key));
+        let waiting = waiting.map_or(0, |call| call.inbox.len());
+        if waiting.max(self.requests.len()) >= SLICES_MAX && len <= SHARED_MESSAGE_MAX {
+            // Many before it wait already: it gets memory of its own.
+            let bytes = Bytes::copy_from_slice(&input.split_to(len));
+            return self.on_message(now, id, Message::decode(bytes, &limits)?, len);
         }
+        if let Some(message) = Message::take_plain(input, len, &limits) {
+            return self.on_message(now, id, message, len);
+        }
+        let message = Message::decode(input.split_to(len), &limits)?;
+        self.on_message(now, id, message, len)
     }
 
     fn on_part(

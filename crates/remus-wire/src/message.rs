@@ -217,18 +217,40 @@ impl Message {
     /// [`Routing::decode`] and [`Context::decode`] find; [`DecodeError::TrailingBytes`] after the payload.
     #[inline]
     pub fn decode(mut bytes: Bytes, limits: &MessageLimits) -> Result<Self, DecodeError> {
-        let len = bytes.len();
-        match Self::take_plain(&mut bytes, len, limits) {
-            Some(message) => Ok(message),
-            None => Self::decode_at(bytes, 0, limits),
-        }
+        let Some(plain) = PlainMessage::read(&bytes, limits) else {
+            return Self::decode_at(bytes, 0, limits);
+        };
+        let PlainMessage {
+            kind,
+            flags,
+            request_id,
+            timestamp,
+            priority,
+            ttl,
+            service,
+            method,
+            payload,
+        } = plain;
+        let head_len = bytes.len() - payload.len();
+        bytes.advance(head_len);
+        Ok(Self {
+            kind,
+            flags,
+            request_id,
+            timestamp,
+            priority,
+            ttl,
+            routing: Routing::to(service, method),
+            context: Context::new(),
+            payload: bytes,
+        })
     }
 
     /// Takes a message off `input`, whose first `len` bytes it is, if it has neither options nor context, as most
     /// have not, and nothing is wrong with it. With `None` nothing is taken: split it off and
     /// [`decode`](Self::decode) it.
     ///
-    /// Both steps together are what `decode` does. This one alone costs half as much where the message is then moved nowhere:
+    /// Both steps together are what `decode` does. This one alone costs a quarter less where the message is then moved nowhere:
     /// a result that may also be an error is first put together in memory and then copied, and a processor has to
     /// wait for that.
     #[expect(

@@ -123,11 +123,11 @@ fn number(payload: &[u8]) -> Option<u64> {
 
 /// Checks that `got` is `sent`: the length and the stamp. All of it would measure memcmp.
 pub(crate) fn check(sent: &[u8], got: &[u8]) -> Result<()> {
-    let stamp = |bytes: &[u8]| bytes.get(..STAMP_BYTES.min(sent.len())).map(<[u8]>::to_vec);
     if got.len() != sent.len() {
         return Err(format!("{} bytes came back for {}", got.len(), sent.len()).into());
     }
-    if got.first_chunk::<STAMP_BYTES>() != sent.first_chunk() {
+    let stamp = |bytes| <[u8]>::get(bytes, ..STAMP_BYTES.min(sent.len()));
+    if stamp(got) != stamp(sent) {
         return Err(format!("{:?} came back for {:?}", stamp(got), stamp(sent)).into());
     }
     Ok(())
@@ -313,4 +313,21 @@ impl Taken {
 #[expect(clippy::cast_precision_loss, reason = "counts of a run are below 2^52")]
 fn float(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_payload_is_noticed() {
+        assert!(check(&payload(5, 64), &payload(5, 64)).is_ok());
+        assert!(
+            check(&payload(5, 64), &payload(6, 64)).is_err(),
+            "of another call"
+        );
+        assert!(check(&payload(5, 64), &payload(5, 63)).is_err(), "cut");
+        assert!(check(b"abc", b"abd").is_err(), "shorter than its number");
+        assert!(check(b"", b"").is_ok());
+    }
 }

@@ -342,3 +342,50 @@ fn median(all: &[Row]) -> Option<Median> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(per_s: f64, others_cores: f64) -> Row {
+        let outcome = Outcome {
+            operations: per_s,
+            seconds: 1.0,
+            cpu_seconds: 2.0,
+            others_cpu_seconds: others_cores,
+            p50_us: Some(1e6 / per_s),
+            ..Outcome::default()
+        };
+        let case = Case {
+            kind: Kind::Unary,
+            size: 64,
+            in_flight: 64,
+            count: 1,
+            rate: None,
+            runtime: Runtime::Current,
+        };
+        Row::new(&case, Peer::Remus, Runtime::Current, &outcome)
+    }
+
+    #[test]
+    fn medians_are_of_the_quiet_rounds() {
+        let rows = [
+            row(100.0, 0.0),
+            row(10.0, 0.5),
+            row(300.0, 0.1),
+            row(20.0, 0.9),
+        ];
+        let Median { row, spread } = median(&rows).unwrap();
+        assert_eq!(row.per_s, 200.0);
+        assert_eq!((spread.rounds, spread.disturbed), (2, 2));
+        assert_eq!((spread.per_s_min, spread.per_s_max), (100.0, 300.0));
+    }
+
+    #[test]
+    fn one_quiet_round_is_too_few() {
+        let rows = [row(100.0, 0.0), row(10.0, 0.5), row(20.0, 0.9)];
+        let Median { row, spread } = median(&rows).unwrap();
+        assert_eq!(row.per_s, 20.0);
+        assert_eq!((spread.rounds, spread.disturbed), (3, 0));
+    }
+}

@@ -329,3 +329,41 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, K> Upload for Outgoing<R, W, K
         Ok(self.from.read_u64().await?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_off_whole_wherever_a_read_ends() {
+        let mut all = BytesMut::new();
+        put_frame(&mut all, 7, b"seven");
+        put_frame(&mut all, 8, b"");
+        for cut in 0..=all.len() {
+            let mut read = BytesMut::from(all.get(..cut).unwrap());
+            let mut frames = Vec::new();
+            frames.extend(std::iter::from_fn(|| take_frame(&mut read)));
+            read.extend_from_slice(all.get(cut..).unwrap());
+            frames.extend(std::iter::from_fn(|| take_frame(&mut read)));
+            assert_eq!(
+                frames,
+                [(7, Bytes::from_static(b"seven")), (8, Bytes::new())],
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_fail_when_the_connection_ends() {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let (from, to) = tokio::io::split(ours);
+        let client = Client::start(from, to, ()).await.unwrap();
+        let call = tokio::spawn({
+            let client = client.clone();
+            async move { client.call(Bytes::from_static(b"?")).await }
+        });
+        drop(theirs);
+        assert!(call.await.unwrap().is_err(), "a call under way");
+        assert!(client.call(Bytes::new()).await.is_err(), "a later one");
+    }
+}

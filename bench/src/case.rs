@@ -23,8 +23,10 @@ pub(crate) enum Kind {
     /// Messages from the server, one stream on one connection.
     Stream,
     /// Bytes to the server, one stream.
+    #[value(name = "bulk_up", alias = "bulk-up")]
     BulkUp,
     /// Bytes from the server, one stream.
+    #[value(name = "bulk_down", alias = "bulk-down")]
     BulkDown,
     /// Messages from one publisher to subscribers, through a broker; every one on a connection of its own.
     Topic,

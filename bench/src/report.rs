@@ -108,15 +108,15 @@ impl Row {
             size: case.size,
             count: case.count,
             rate: case.rate,
-            per_s: operations / seconds,
-            bytes_per_s: bytes as f64 / seconds,
+            per_s: rounded(operations / seconds),
+            bytes_per_s: rounded(bytes as f64 / seconds),
             p50_us: outcome.p50_us,
             p99_us: outcome.p99_us,
-            cpu_us_per_op: cpu_seconds * 1e6 / operations.max(1.0),
-            others_cores: outcome.others_cpu_seconds / seconds,
+            cpu_us_per_op: rounded(cpu_seconds * 1e6 / operations.max(1.0)),
+            others_cores: rounded(outcome.others_cpu_seconds / seconds),
             rss_bytes: outcome.rss_bytes as f64,
-            connection_bytes: outcome.connection_bytes,
-            client_connection_bytes: outcome.client_connection_bytes,
+            connection_bytes: outcome.connection_bytes.map(rounded),
+            client_connection_bytes: outcome.client_connection_bytes.map(rounded),
         }
     }
 
@@ -289,6 +289,11 @@ impl Report {
         }
         out
     }
+}
+
+/// To the thousandth, which is more than the digits that mean something.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
 }
 
 /// With the digits that mean something.

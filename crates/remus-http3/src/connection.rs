@@ -205,9 +205,12 @@ impl Connection {
     ///
     /// A dropped future closes the connection.
     pub async fn accept_quic(
-        connecting: quinn::Connecting,
+        mut connecting: quinn::Connecting,
         config: Arc<Config>,
     ) -> Result<Self, Error> {
+        // A post-quantum ClientHello needs two datagrams. Until the second is there, the client has not said how many streams it
+        // allows, and quinn does not wake those who wait for one when it has.
+        connecting.handshake_data().await?;
         // A server can always send before the handshake is complete.
         let (quic, handshake) = match connecting.into_0rtt() {
             Ok((quic, handshake)) => (quic, Some(handshake)),

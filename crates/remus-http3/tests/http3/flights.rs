@@ -172,3 +172,60 @@ async fn a_streams_payload_goes_with_the_end_of_the_handshake() {
     })
     .await;
 }
+
+/// Passes the client's first datagram on and holds the rest until the server has acknowledged it.
+///
+/// Returns how many it held.
+async fn split(server: SocketAddr, front: UdpSocket, told: tokio::sync::oneshot::Sender<usize>) {
+    let back = UdpSocket::bind(loopback()).await.unwrap();
+    back.connect(server).await.unwrap();
+    let (mut up, mut down) = (vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]);
+    let (len, client) = front.recv_from(&mut up).await.unwrap();
+    back.send(&up[..len]).await.unwrap();
+    // Both have arrived by now: a client sends its first flight at once.
+    let answer = back.recv(&mut down).await.unwrap();
+    let mut held = 0;
+    while let Ok(len) = front.try_recv(&mut up) {
+        back.send(&up[..len]).await.unwrap();
+        held += 1;
+    }
+    told.send(held).unwrap();
+    front.send_to(&down[..answer], client).await.unwrap();
+    loop {
+        tokio::select! {
+            received = front.recv(&mut up) => {
+                back.send(&up[..received.unwrap()]).await.unwrap();
+            }
+            received = back.recv(&mut down) => {
+                front.send_to(&down[..received.unwrap()], client).await.unwrap();
+            }
+        }
+    }
+}
+
+/// A post-quantum ClientHello fills two datagrams, and the network may deliver them one by one.
+#[tokio::test]
+async fn a_first_flight_that_arrives_in_pieces_is_one() {
+    guarded(async {
+        let identity = Identity::new();
+        let endpoint = quinn::Endpoint::server(identity.server_config(), loopback()).unwrap();
+        let front = UdpSocket::bind(loopback()).await.unwrap();
+        let address = front.local_addr().unwrap();
+        let (told, held) = tokio::sync::oneshot::channel();
+        let relay = tokio::spawn(split(endpoint.local_addr().unwrap(), front, told));
+        let accepting = tokio::spawn(async move {
+            let connecting = endpoint.accept().await.unwrap().accept().unwrap();
+            let connection = Connection::accept_quic(connecting, Arc::default()).await;
+            (connection.unwrap(), endpoint)
+        });
+        let config = identity.client_config(b"h3");
+        let connecting = client_endpoint().connect_with(config, address, "localhost");
+        let quic = connecting.unwrap().await.unwrap();
+        assert!(held.await.unwrap() > 0, "the ClientHello was in one piece");
+        let connection = Connection::client(quic, Arc::default()).await.unwrap();
+        assert!(connection.settings().unwrap().webtransport());
+        drop(accepting.await.unwrap());
+        relay.abort();
+    })
+    .await;
+}

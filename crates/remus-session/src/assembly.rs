@@ -1,9 +1,16 @@
 //! A message that arrives in parts. Spec: wire §2.
 //!
-//! Its header is judged when the first parts hold it; memory grows with what has arrived, never with what was announced.
+//! Its header is judged when the first parts hold it; memory beyond [`AT_ONCE_MAX`] grows with what has arrived, not with
+//! what was announced.
 
 use bytes::{Bytes, BytesMut};
 use remus_wire::{DecodeError, Flags, Message, MessageLimits, MessageType, RequestId};
+
+/// Length up to which a message gets its memory at once, in bytes.
+///
+/// An element of a bulk stream and its header. What was announced counts against `max_assembly_bytes` from the start, so a peer
+/// that announces and does not send gains nothing by it.
+const AT_ONCE_MAX: usize = 128 * 1024;
 
 /// Parts so far.
 #[derive(Debug, Default)]
@@ -20,6 +27,7 @@ impl Assembly {
 
     /// Adds a part; what it announces is judged as soon as it is there.
     pub(crate) fn push(&mut self, part: &Bytes, limits: &MessageLimits) -> Result<(), DecodeError> {
+        self.make_room(part.len());
         self.bytes.extend_from_slice(part);
         if self.total.is_none() {
             let total = Message::peek_len(&self.bytes, limits)?;
@@ -28,6 +36,18 @@ impl Assembly {
             }
         }
         Ok(())
+    }
+
+    /// Twice what there is, but not more than the whole; the whole at once where it is short.
+    fn make_room(&mut self, more: usize) {
+        let needed = self.bytes.len().saturating_add(more);
+        if needed > self.bytes.capacity()
+            && let Some(total) = self.total
+        {
+            let target = needed.saturating_mul(2).max(AT_ONCE_MAX).min(total);
+            self.bytes
+                .reserve(target.max(needed).saturating_sub(self.bytes.len()));
+        }
     }
 
     /// The call that this message answers, if it is an answer and enough of it is there to say so.

@@ -73,10 +73,6 @@ pub struct Incoming {
 /// Something happened.
 #[derive(Debug)]
 #[non_exhaustive]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "requests and answers are most events, and a move costs less than a box"
-)]
 pub enum Event {
     /// Acceptor: the client says who it is; answer with [`Session::grant`](crate::Session::grant),
     /// [`Session::refuse`](crate::Session::refuse) or [`Session::challenge`](crate::Session::challenge).

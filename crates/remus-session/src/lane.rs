@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use remus_wire::{DecodeError, Frame, FrameHeader, FrameType, Message, StreamId};
 
+use crate::stream::Stream;
+
 /// One lane of the carrier. Lane 0 always exists and carries the control stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub u16);
@@ -185,11 +187,40 @@ impl Turns {
     }
 }
 
-/// Cuts a lane's bytes into frames. Whole frames are slices of what arrived; only a frame that is split across two reads
-/// is copied together.
+/// Payload bytes from which a frame that is split across reads is handed on in pieces, as it comes: what gathers a message
+/// copies it once, and need not do so twice.
+const PIECES_FROM: usize = 4096;
+
+/// Cuts a lane's bytes into frames. Whole frames are slices of what arrived; a short frame that is split across two reads
+/// is copied together, a long one comes in pieces.
 #[derive(Debug, Default)]
 pub(crate) struct FrameReader {
     partial: BytesMut,
+    /// The frame of which some pieces are still to come.
+    rest: Option<Rest>,
+}
+
+/// What is still to come of a frame.
+#[derive(Debug)]
+struct Rest {
+    stream: StreamId,
+    kind: FrameType,
+    len: usize,
+    first: bool,
+}
+
+/// What a [`FrameReader`] finds.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Frame(Frame),
+    /// The next bytes of a MESSAGE, PART or LAST frame on a stream of its own.
+    Piece {
+        stream: StreamId,
+        kind: FrameType,
+        bytes: Bytes,
+        first: bool,
+        last: bool,
+    },
 }
 
 impl FrameReader {
@@ -207,7 +238,7 @@ impl FrameReader {
         let whole = header.kind == FrameType::MESSAGE
             && header.len <= max_payload
             && input.len().saturating_sub(Frame::HEADER_LEN) >= len
-            && self.partial.is_empty();
+            && !self.is_mid_frame();
         if !whole {
             return None;
         }
@@ -215,25 +246,30 @@ impl FrameReader {
         Some((header.stream, len))
     }
 
-    /// The next whole frame; `None` when `input` is used up.
+    /// The next frame, or piece of one; `None` when `input` is used up.
     ///
     /// The header is judged as soon as its eight bytes are there, so a frame that is too long costs nothing.
     pub(crate) fn next(
         &mut self,
         input: &mut Bytes,
         max_payload: u32,
-    ) -> Result<Option<Frame>, DecodeError> {
+    ) -> Result<Option<Taken>, DecodeError> {
+        if self.rest.is_some() {
+            return Ok(self.piece(input));
+        }
         if self.partial.is_empty() {
             if let Some(header) = FrameHeader::peek(input, max_payload)? {
                 let whole = Frame::HEADER_LEN
                     .saturating_add(usize::try_from(header.len).unwrap_or(usize::MAX));
                 if input.len() >= whole {
                     input.advance(Frame::HEADER_LEN);
-                    return Frame::from_parts(
-                        header,
-                        input.split_to(whole.saturating_sub(Frame::HEADER_LEN)),
-                    )
-                    .map(Some);
+                    let payload = input.split_to(whole.saturating_sub(Frame::HEADER_LEN));
+                    return Frame::from_parts(header, payload)
+                        .map(|frame| Some(Taken::Frame(frame)));
+                }
+                if self.comes_in_pieces(header) {
+                    input.advance(Frame::HEADER_LEN);
+                    return Ok(self.piece(input));
                 }
             }
             if input.is_empty() {
@@ -244,6 +280,10 @@ impl FrameReader {
         let Some(header) = FrameHeader::peek(&self.partial, max_payload)? else {
             return Ok(None);
         };
+        if self.partial.len() == Frame::HEADER_LEN && self.comes_in_pieces(header) {
+            self.partial.clear();
+            return Ok(self.piece(input));
+        }
         let whole =
             Frame::HEADER_LEN.saturating_add(usize::try_from(header.len).unwrap_or(usize::MAX));
         self.fill(input, whole);
@@ -252,12 +292,47 @@ impl FrameReader {
         }
         let mut frame = self.partial.split().freeze();
         frame.advance(Frame::HEADER_LEN);
-        Frame::from_parts(header, frame).map(Some)
+        Frame::from_parts(header, frame).map(|frame| Some(Taken::Frame(frame)))
+    }
+
+    /// Whether this frame, which is not all there, is handed on in pieces. From then on it is.
+    fn comes_in_pieces(&mut self, header: FrameHeader) -> bool {
+        let FrameHeader { stream, kind, len } = header;
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let carries = matches!(kind, FrameType::MESSAGE | FrameType::PART | FrameType::LAST);
+        let pieces = carries && len >= PIECES_FROM && stream.0 != 0 && !Stream::is_shared(stream);
+        if pieces {
+            self.rest = Some(Rest {
+                stream,
+                kind,
+                len,
+                first: true,
+            });
+        }
+        pieces
+    }
+
+    fn piece(&mut self, input: &mut Bytes) -> Option<Taken> {
+        let rest = self.rest.as_mut().filter(|_| !input.is_empty())?;
+        let bytes = input.split_to(rest.len.min(input.len()));
+        rest.len = rest.len.saturating_sub(bytes.len());
+        let (stream, kind, last) = (rest.stream, rest.kind, rest.len == 0);
+        let first = core::mem::take(&mut rest.first);
+        if last {
+            self.rest = None;
+        }
+        Some(Taken::Piece {
+            stream,
+            kind,
+            bytes,
+            first,
+            last,
+        })
     }
 
     /// Whether bytes of an unfinished frame are held: a carrier that ends here has cut a frame.
     pub(crate) fn is_mid_frame(&self) -> bool {
-        !self.partial.is_empty()
+        !self.partial.is_empty() || self.rest.is_some()
     }
 
     fn fill(&mut self, input: &mut Bytes, target: usize) {
@@ -343,7 +418,10 @@ mod tests {
             let mut seen = 0;
             for cut in bytes.chunks(size) {
                 let mut input = Bytes::copy_from_slice(cut);
-                while let Some(frame) = reader.next(&mut input, 1024).unwrap() {
+                while let Some(taken) = reader.next(&mut input, 1024).unwrap() {
+                    let Taken::Frame(frame) = taken else {
+                        panic!("{taken:?}");
+                    };
                     assert!(
                         matches!(frame.body, remus_wire::FrameBody::Credit { limit } if limit == seen)
                     );

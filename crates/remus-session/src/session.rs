@@ -855,7 +855,7 @@ impl Session {
             wide(self.admitted),
             wide(requests.count()),
         )?;
-        let earliest = calls().filter(|call| !call.spent && !(call.local && call.recv_ended));
+        let earliest = calls().filter(|call| !(call.spent || call.local && call.recv_ended));
         let earliest = earliest.filter_map(|call| call.deadline).min();
         if earliest.is_some_and(|at| self.next_deadline.is_none_or(|next| at < next))
             && !self.state.is_closed()

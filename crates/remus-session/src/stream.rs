@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use remus_wire::{Message, StreamId, Timestamp};
 
 use crate::{CallKey, LaneId};
@@ -15,15 +15,40 @@ use crate::{CallKey, LaneId};
 /// A message that waits for its turn or for credit.
 #[derive(Debug)]
 pub(crate) struct Queued {
-    pub(crate) head: Bytes,
-    pub(crate) payload: Bytes,
+    /// As it is; of one that has left in part, the payload that has not.
+    pub(crate) message: Message,
+    /// What is left of the head of one that has to leave in parts.
+    head: Option<Bytes>,
     /// Whether the direction ends with it.
     pub(crate) ends: bool,
 }
 
 impl Queued {
+    pub(crate) fn new(message: Message, ends: bool) -> Self {
+        Self {
+            message,
+            head: None,
+            ends,
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
-        self.head.len().saturating_add(self.payload.len())
+        let head = match &self.head {
+            None => self.message.head_len(),
+            Some(head) => head.len(),
+        };
+        head.saturating_add(self.message.payload.len())
+    }
+
+    /// Head and payload, to be sent in parts.
+    pub(crate) fn parts(&mut self) -> (&mut Bytes, &mut Bytes) {
+        let message = &mut self.message;
+        let head = self.head.get_or_insert_with(|| {
+            let mut head = BytesMut::with_capacity(message.head_len());
+            message.encode_head(&mut head);
+            head.freeze()
+        });
+        (head, &mut message.payload)
     }
 }
 
@@ -96,6 +121,10 @@ impl SendHalf {
     }
 }
 
+/// What both hosts may take between credit and the bytes that it allows, beside the path: four times some process is woken.
+/// In µs.
+const HOSTS_US: u64 = 250;
+
 /// What the peer sends.
 #[derive(Debug, Default)]
 pub(crate) struct RecvHalf {
@@ -137,13 +166,14 @@ impl RecvHalf {
     /// The limit to announce now.
     ///
     /// A peer that hears of every half window needs one and a half times what fits on the path. When half a window was taken in
-    /// less than three quarters of an empty path's round trip, the window is smaller than that, holds the peer up, and doubles,
-    /// up to `max`. Otherwise more would only stand in a queue somewhere, in front of calls that are in a hurry.
+    /// less than three quarters of an empty path's round trip and what both hosts take to act, the window is smaller than that, holds
+    /// the peer up, and doubles, up to `max`. Otherwise more would only stand in a queue somewhere, in front of calls that are in a hurry.
     pub(crate) fn grant(&mut self, now: Timestamp, round_trip_us: u64, max: u32) -> u64 {
         self.credit_due = false;
         let taken = self.consumed.saturating_sub(self.taken_then);
         let elapsed = now.0.saturating_sub(self.granted_at.0);
-        if taken >= u64::from(self.window / 2) && elapsed < round_trip_us / 4 * 3 {
+        let loop_us = (round_trip_us / 4 * 3).saturating_add(HOSTS_US);
+        if taken >= u64::from(self.window / 2) && elapsed < loop_us {
             self.window = self.window.saturating_mul(2).min(max.max(self.window));
         }
         self.granted_at = now;
@@ -215,18 +245,6 @@ impl Stream {
     }
 }
 
-/// The message as it waits on a stream: head encoded, payload as it is.
-pub(crate) fn queued(message: &Message, ends: bool) -> Queued {
-    let mut head =
-        bytes::BytesMut::with_capacity(message.encoded_len().saturating_sub(message.payload.len()));
-    message.encode_head(&mut head);
-    Queued {
-        head: head.freeze(),
-        payload: message.payload.clone(),
-        ends,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,12 +273,12 @@ mod tests {
             ..RecvHalf::default()
         };
         let mut now = 1_000_000;
-        // Half a window every 50 us on a path of 100 us: it holds the peer up.
+        // Half a window every 5 ms on a path of 10 ms: it holds the peer up.
         for _ in 0..3 {
             half.offset += u64::from(half.window / 2);
             half.consumed = half.offset;
-            now += 50;
-            half.grant(Timestamp(now), 100, 4000);
+            now += 5_000;
+            half.grant(Timestamp(now), 10_000, 4000);
         }
         assert_eq!(half.window, 4000, "doubled, up to its limit");
         let mut half = RecvHalf {
@@ -271,8 +289,8 @@ mod tests {
         for _ in 0..10 {
             half.offset += 500;
             half.consumed = half.offset;
-            now += 150;
-            half.grant(Timestamp(now), 100, 4000);
+            now += 15_000;
+            half.grant(Timestamp(now), 10_000, 4000);
         }
         assert_eq!(half.window, 1000, "the path is full already");
     }

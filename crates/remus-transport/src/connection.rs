@@ -172,8 +172,13 @@ impl Inner {
 
     /// As [`Inner::with`], at a time that the caller has just asked for.
     fn with_at<R>(&self, now: Timestamp, step: impl FnOnce(&mut Core, Timestamp) -> R) -> R {
+        self.step(|core| step(core, now))
+    }
+
+    /// As [`Inner::with`], for what does not ask for the time.
+    fn step<R>(&self, step: impl FnOnce(&mut Core) -> R) -> R {
         let mut core = self.lock();
-        let result = step(&mut core, now);
+        let result = step(&mut core);
         let supervise = core.wants_supervisor();
         drop(core);
         if supervise {
@@ -856,6 +861,7 @@ fn halves(
         },
         CallReceiver {
             shared,
+            taken: VecDeque::new(),
             ended: false,
         },
     )
@@ -867,26 +873,24 @@ pub struct CallSender {
 }
 
 impl CallSender {
-    /// Waits until the stream takes an element.
+    /// Waits until the stream takes an element; then, how many bytes it takes before it would have to wait again.
     ///
     /// # Errors
     ///
     /// [`SendError`], final for this direction; never `Blocked`.
-    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, SendError>> {
         let key = self.shared.key;
-        self.shared
-            .inner
-            .with(|core, _| match core.session.can_send(key) {
-                Err(SendError::Blocked) => {
-                    if let Some(Entry::Stream { writer, .. }) =
-                        core.entries.get_mut(self.shared.place)
-                    {
-                        *writer = Some(cx.waker().clone());
-                    }
-                    Poll::Pending
+        let mut core = self.shared.inner.lock();
+        match core.session.can_send(key) {
+            Err(SendError::Blocked) => {
+                if let Some(Entry::Stream { writer, .. }) = core.entries.get_mut(self.shared.place)
+                {
+                    *writer = Some(cx.waker().clone());
                 }
-                result => Poll::Ready(result),
-            })
+                Poll::Pending
+            }
+            result => Poll::Ready(result),
+        }
     }
 
     /// Sends one element, waiting while the stream's queue is full.
@@ -915,6 +919,24 @@ impl CallSender {
             .with(|core, now| core.session.send(now, key, element))
     }
 
+    /// Sends elements from the front of `elements`, as many as the stream's queue takes; the others stay there.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`], for the element that was taken last; never `Blocked`.
+    pub fn send_all(&mut self, elements: &mut VecDeque<Outgoing>) -> Result<(), SendError> {
+        let key = self.shared.key;
+        self.shared.inner.with(|core, now| {
+            while core.session.can_send(key) != Err(SendError::Blocked) {
+                let Some(element) = elements.pop_front() else {
+                    return Ok(());
+                };
+                core.session.send(now, key, element)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Ends this direction; with an error where it did not end well. Repeated, or after the end of the call, it does nothing.
     pub fn finish(&mut self, error: Option<ErrorRecord>) {
         let key = self.shared.key;
@@ -927,8 +949,15 @@ impl CallSender {
 /// The receiving half of a streaming call.
 pub struct CallReceiver {
     shared: Arc<Shared>,
+    /// Taken off the session together, and not handed out yet.
+    taken: VecDeque<Received>,
     ended: bool,
 }
+
+/// Elements, and bytes of them, that are taken off the session at once: the lock and the clock are shared by so many. They count as
+/// taken in when the first is, so a reader that stops may leave this much beyond the stream's window.
+const TAKEN_MAX: usize = 64;
+const TAKEN_BYTES_MAX: usize = 16 * 1024;
 
 impl CallReceiver {
     /// The next element; `None` after a good end. After an error nothing follows.
@@ -941,38 +970,56 @@ impl CallReceiver {
         if self.ended {
             return Poll::Ready(None);
         }
-        let key = self.shared.key;
-        let polled = self
-            .shared
-            .inner
-            .with(|core, _| match core.session.recv(key) {
-                Some(Received::Element(message)) => Poll::Ready(Some(Ok(message))),
-                Some(Received::End(error)) => Poll::Ready(error.map(Err)),
-                None if !core.session.has_call(key) => {
-                    let error = core.closed.as_ref().map_or_else(
-                        || {
-                            ErrorRecord::new(
-                                ErrorCode::CANCELLED,
-                                Text::from_static("the call is over"),
-                            )
-                        },
-                        CloseReason::to_record,
-                    );
-                    Poll::Ready(Some(Err(error)))
-                }
-                None => {
-                    if let Some(Entry::Stream { reader, .. }) =
-                        core.entries.get_mut(self.shared.place)
-                    {
-                        *reader = Some(cx.waker().clone());
-                    }
-                    Poll::Pending
-                }
-            });
-        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
-            self.ended = true;
+        if self.taken.is_empty() {
+            std::task::ready!(self.poll_take(cx));
         }
-        polled
+        match self.taken.pop_front() {
+            Some(Received::Element(message)) => Poll::Ready(Some(Ok(message))),
+            Some(Received::End(error)) => {
+                self.ended = true;
+                Poll::Ready(error.map(Err))
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// Takes what has come off the session; ready when there is something.
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let key = self.shared.key;
+        let taken = &mut self.taken;
+        let place = self.shared.place;
+        self.shared.inner.step(|core| {
+            let mut bytes = 0_usize;
+            while taken.len() < TAKEN_MAX && bytes < TAKEN_BYTES_MAX {
+                let Some(received) = core.session.recv(key) else {
+                    break;
+                };
+                if let Received::Element(message) = &received {
+                    bytes = bytes.saturating_add(message.payload.len());
+                }
+                taken.push_back(received);
+            }
+            if !taken.is_empty() {
+                return Poll::Ready(());
+            }
+            if !core.session.has_call(key) {
+                let error = core.closed.as_ref().map_or_else(
+                    || {
+                        ErrorRecord::new(
+                            ErrorCode::CANCELLED,
+                            Text::from_static("the call is over"),
+                        )
+                    },
+                    CloseReason::to_record,
+                );
+                taken.push_back(Received::End(Some(error)));
+                return Poll::Ready(());
+            }
+            if let Some(Entry::Stream { reader, .. }) = core.entries.get_mut(place) {
+                *reader = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
     }
 
     /// The next element, as [`CallReceiver::poll_recv`].

@@ -251,42 +251,77 @@ async fn read_lane(
     lane: LaneId,
     mut recv: RecvStream,
 ) {
+    let mut chunks = VecDeque::new();
+    let mut end = None;
     loop {
-        let mut input = match recv.read_chunk(READ_MAX).await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => {
+        if end.is_none() {
+            end = poll_fn(|cx| poll_chunks(&mut recv, cx, &mut chunks)).await;
+        }
+        while !chunks.is_empty() {
+            let waiting = {
+                let now = inner.clock.now();
+                let round_trip = link.quic().min_rtt();
+                let mut core = inner.lock();
+                core.session.set_round_trip(round_trip);
+                while let Some(input) = chunks.front_mut() {
+                    // An error has already become the session's end.
+                    let _ = core.session.handle_input(now, lane, input);
+                    if !input.is_empty() {
+                        break;
+                    }
+                    chunks.pop_front();
+                }
+                if core.closed.is_some() || core.session.state().is_closed() {
+                    drop(core);
+                    inner.pump();
+                    recv.stop(0);
+                    return;
+                }
+                !chunks.is_empty()
+            };
+            inner.pump();
+            if waiting {
+                poll_fn(|cx| inner.lock().poll_input(cx)).await;
+            }
+        }
+        match end.take() {
+            None => {}
+            Some(Ok(())) => {
                 inner.lane_ended(lane);
                 if lane == LaneId::ZERO {
                     lane_broke(&inner, &link, lane, "the peer ended it and kept the link").await;
                 }
                 return;
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 lane_broke(&inner, &link, lane, &error.to_string()).await;
                 return;
             }
-        };
-        while !input.is_empty() {
-            let mut waiting = false;
-            let open = {
-                let now = inner.clock.now();
-                let mut core = inner.lock();
-                core.session.set_round_trip(link.quic().min_rtt());
-                // An error has already become the session's end.
-                let _ = core.session.handle_input(now, lane, &mut input);
-                waiting |= !core.session.wants_input() && !input.is_empty();
-                core.closed.is_none() && !core.session.state().is_closed()
-            };
-            inner.pump();
-            if !open {
-                recv.stop(0);
-                return;
-            }
-            if waiting {
-                poll_fn(|cx| inner.lock().poll_input(cx)).await;
-            }
         }
     }
+}
+
+/// Gathers what has come, at least one chunk and about [`READ_MAX`] bytes at most: a chunk is what one packet brought, and locks and
+/// wakers are better shared by several. The end of the lane, if it is there.
+fn poll_chunks(
+    recv: &mut RecvStream,
+    cx: &mut Context<'_>,
+    chunks: &mut VecDeque<Bytes>,
+) -> Poll<Option<Result<(), remus_http3::ReadError>>> {
+    let mut len = 0_usize;
+    while len < READ_MAX {
+        match recv.poll_read_chunk(cx, READ_MAX) {
+            Poll::Ready(Ok(Some(chunk))) => {
+                len = len.saturating_add(chunk.len());
+                chunks.push_back(chunk);
+            }
+            Poll::Ready(Ok(None)) => return Poll::Ready(Some(Ok(()))),
+            Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+            Poll::Pending if len == 0 => return Poll::Pending,
+            Poll::Pending => break,
+        }
+    }
+    Poll::Ready(None)
 }
 
 /// A lane broke. Mostly because the link ended, which the supervisor acts on: it has the code and the reason. Otherwise the

@@ -1,5 +1,6 @@
 //! Typed streams over calls.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -207,37 +208,73 @@ impl From<Message> for Element {
     }
 }
 
+/// Elements that are made before they are sent together.
+const TOGETHER_MAX: usize = 64;
+
 /// Sends all of `elements` and ends the call. How well it ended is the peer's to know.
 pub(crate) async fn pump(
     mut elements: ElementStream,
     mut metadata: Metadata,
     sender: &mut CallSender,
 ) {
+    let mut made = VecDeque::new();
     loop {
         // Wait for room first: an element that cannot be sent should not have been made.
-        if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
-            tracing::debug!(%error, "stream not taken to its end");
-            return;
-        }
-        match poll_fn(|cx| elements.as_mut().poll_next(cx)).await {
-            None => return sender.finish(None),
-            Some(Err(error)) => return sender.finish(Some(error.into_record())),
-            Some(Ok(element)) => {
-                let context = if metadata.context().is_empty() {
-                    element.metadata.into_context()
-                } else {
-                    std::mem::take(&mut metadata).into_context()
-                };
-                let outgoing = Outgoing {
-                    payload: element.payload,
-                    routing: element.routing,
-                    context,
-                    ..Outgoing::default()
-                };
-                if let Err(error) = sender.send(outgoing).await {
-                    return sender.finish(Some(Error::from(error).into_record()));
+        let room = match poll_fn(|cx| sender.poll_ready(cx)).await {
+            Ok(room) => room,
+            Err(error) => {
+                tracing::debug!(%error, "stream not taken to its end");
+                return;
+            }
+        };
+        // Those that are there already go together, as far as there is room for them.
+        let end = poll_fn(|cx| {
+            let mut bytes = 0_usize;
+            while made.len() < TOGETHER_MAX && bytes < room {
+                match elements.as_mut().poll_next(cx) {
+                    Poll::Ready(Some(Ok(element))) => {
+                        bytes = bytes.saturating_add(element.payload.len());
+                        made.push_back(outgoing(element, &mut metadata));
+                    }
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Some(error))),
+                    Poll::Ready(None) => return Poll::Ready(Some(None)),
+                    Poll::Pending if made.is_empty() => return Poll::Pending,
+                    Poll::Pending => break,
                 }
             }
+            Poll::Ready(None)
+        })
+        .await;
+        loop {
+            if let Err(error) = sender.send_all(&mut made) {
+                return sender.finish(Some(Error::from(error).into_record()));
+            }
+            if made.is_empty() {
+                break;
+            }
+            if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
+                return;
+            }
         }
+        if let Some(error) = end {
+            return sender.finish(error.map(Error::into_record));
+        }
+        // Elements that are always there must not keep everybody else from their turn.
+        tokio::task::coop::consume_budget().await;
+    }
+}
+
+/// An element on its way; the first one takes the metadata of the answer along.
+fn outgoing(element: Element, metadata: &mut Metadata) -> Outgoing {
+    let context = if metadata.context().is_empty() {
+        element.metadata
+    } else {
+        std::mem::take(metadata)
+    };
+    Outgoing {
+        payload: element.payload,
+        routing: element.routing,
+        context: context.into_context(),
+        ..Outgoing::default()
     }
 }

@@ -768,12 +768,13 @@ impl Session {
         self.remove_call(outer);
     }
 
-    /// Whether [`Session::send`] would take an element now; [`Event::Writable`] follows after [`SendError::Blocked`].
+    /// Whether [`Session::send`] would take an element now, and how many bytes there is room for before it blocks;
+    /// [`Event::Writable`] follows after [`SendError::Blocked`].
     ///
     /// # Errors
     ///
     /// What [`Session::send`] would fail with, but for the element's size.
-    pub fn can_send(&mut self, key: CallKey) -> Result<(), SendError> {
+    pub fn can_send(&mut self, key: CallKey) -> Result<usize, SendError> {
         if self.state.is_closed() {
             return Err(SendError::Closed);
         }
@@ -795,7 +796,11 @@ impl Session {
             }
             return Err(SendError::Blocked);
         }
-        Ok(())
+        let room = self
+            .config
+            .max_queued_bytes
+            .saturating_sub(self.queued_bytes());
+        Ok(room.min(self.config.max_stream_queued_bytes.saturating_sub(queued)))
     }
 
     /// Whether the call is still known: not answered, cancelled or released.

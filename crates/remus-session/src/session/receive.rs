@@ -12,7 +12,7 @@ use crate::assembly::Assembly;
 use crate::call::{Answer, CallKey, PeerId, Received};
 use crate::error::SessionError;
 use crate::event::{Event, Side};
-use crate::lane::{LANES_MAX, LaneId};
+use crate::lane::{LANES_MAX, LaneId, Taken};
 use crate::state::State;
 use crate::stream::Stream;
 
@@ -103,10 +103,18 @@ impl Session {
             };
             if let Some((stream, len)) = entry.reader.next_message(input, max_frame) {
                 self.on_whole(now, lane, stream, input, len)?;
-            } else if let Some(frame) = entry.reader.next(input, max_frame)? {
-                self.on_frame(now, lane, frame)?;
             } else {
-                return Ok(());
+                match entry.reader.next(input, max_frame)? {
+                    Some(Taken::Frame(frame)) => self.on_frame(now, lane, frame)?,
+                    Some(Taken::Piece {
+                        stream,
+                        kind,
+                        bytes,
+                        first,
+                        last,
+                    }) => self.on_piece(now, (lane, stream, kind), bytes, first, last)?,
+                    None => return Ok(()),
+                }
             }
             if let Some(waiting) = self.overflow {
                 return Err(SessionError::NotReading(waiting));
@@ -136,10 +144,10 @@ impl Session {
         }
         let mut reader = crate::lane::FrameReader::default();
         let mut input = datagram;
-        let Ok(Some(Frame {
+        let Ok(Some(Taken::Frame(Frame {
             stream: StreamId(0),
             body: FrameBody::Message(bytes),
-        })) = reader.next(&mut input, self.config.limits.max_frame)
+        }))) = reader.next(&mut input, self.config.limits.max_frame)
         else {
             return;
         };
@@ -163,8 +171,12 @@ impl Session {
                 let len = bytes.len();
                 self.on_whole(now, lane, stream, &mut bytes, len)
             }
-            FrameBody::Part(bytes) => self.on_part(now, lane, stream, bytes, false),
-            FrameBody::Last(bytes) => self.on_part(now, lane, stream, bytes, true),
+            FrameBody::Part(bytes) => {
+                self.on_piece(now, (lane, stream, FrameType::PART), bytes, true, true)
+            }
+            FrameBody::Last(bytes) => {
+                self.on_piece(now, (lane, stream, FrameType::LAST), bytes, true, true)
+            }
             FrameBody::Credit { limit } => self.on_credit(now, stream, limit),
             FrameBody::Reset(code) => self.on_reset(now, stream, code),
             FrameBody::Stop(code) => self.on_stop(now, stream, code),
@@ -322,21 +334,27 @@ impl Session {
         self.on_message(now, id, message, len)
     }
 
-    fn on_part(
+    /// Bytes of a frame of this kind that carries a message or a part of one: its first, its last, both or neither.
+    fn on_piece(
         &mut self,
         now: Timestamp,
-        lane: LaneId,
-        id: StreamId,
+        (lane, id, kind): (LaneId, StreamId, FrameType),
         bytes: Bytes,
+        first: bool,
         last: bool,
     ) -> Result<(), SessionError> {
-        let kind = if last {
-            FrameType::LAST
-        } else {
-            FrameType::PART
-        };
+        let last = last && kind != FrameType::PART;
         if !self.accept_bytes(now, lane, id, kind, bytes.len())? {
             return Ok(());
+        }
+        if first && let Some(stream) = self.stream_ref(id).filter(|s| s.recv.discard.is_none()) {
+            match (kind, stream.recv.assembly.is_some()) {
+                (FrameType::MESSAGE, true) => return Err(SessionError::NestedMessage(id)),
+                (FrameType::LAST, false) => {
+                    return Err(SessionError::MisplacedFrame { kind, stream: id });
+                }
+                _ => {}
+            }
         }
         if self.discard(id, &bytes, last) {
             return Ok(());
@@ -347,9 +365,6 @@ impl Session {
         let Some(stream) = self.stream_mut(id) else {
             return Ok(());
         };
-        if last && stream.recv.assembly.is_none() {
-            return Err(SessionError::MisplacedFrame { kind, stream: id });
-        }
         let assembly = stream.recv.assembly.get_or_insert_with(Assembly::default);
         let known = assembly.total;
         assembly.push(&bytes, &limits)?;

@@ -10,7 +10,7 @@ use crate::SHARED_MESSAGE_MAX;
 use crate::call::CallKey;
 use crate::event::Event;
 use crate::lane::{LANE_READY_MAX, LaneId};
-use crate::stream::{Stream, queued};
+use crate::stream::{Queued, Stream};
 
 /// What a turn of a stream led to.
 enum Turn {
@@ -140,7 +140,7 @@ impl Session {
             }
             return;
         }
-        let item = queued(message, ends);
+        let item = Queued::new(message.clone(), ends);
         self.queued_bytes = self.queued_bytes.saturating_add(item.len());
         if let Some(stream) = self.stream_mut(id) {
             stream.send.push(class, item);
@@ -298,9 +298,12 @@ impl Session {
             self.send_window.offset = self.send_window.offset.saturating_add(wide);
         }
         if let Some(lane) = self.lane_mut(lane_id) {
-            let added = lane
-                .ready
-                .put_part(id, kind, &mut item.head, &mut item.payload, want);
+            let added = if kind == FrameType::MESSAGE {
+                lane.ready.put_message(id, &item.message)
+            } else {
+                let (head, payload) = item.parts();
+                lane.ready.put_part(id, kind, head, payload, want)
+            };
             lane.turns.charge(class, want);
             self.ready_bytes = self.ready_bytes.saturating_add(added);
         }

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `host.v1.Host` | the machine: [`host`] |
 //! | `file.v1.Files` | files under the data directory: [`files`] |
-//! | `remus.v2.Bench` | something to measure against: [`bench`] |
+//! | `remus.v2.Bench` | something to measure against: [`mod@bench`] |
 //! | `remus.v2.Directory` | what is served, and who is connected: [`directory`] |
 //! | `remus.v2.Topics` | publish and subscribe, with `host.<name>.cpu`, `memory`, `disk` and `net` every second |
 //!

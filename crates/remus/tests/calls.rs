@@ -269,7 +269,7 @@ async fn a_deadline_ends_the_call_on_both_sides() {
     let nothing = Bytes::new();
     let call = client
         .method("test.v1.Hang/Hang")
-        .timeout(Duration::from_millis(100))
+        .timeout(Duration::from_secs(1)) // the request must reach its handler before, however busy the machine is
         .unary::<Bytes, Bytes>(Raw, &nothing);
     let (result, dropped) = tokio::join!(call, handlers.recv());
     assert_eq!(result.unwrap_err().code(), ErrorCode::DEADLINE_EXCEEDED);

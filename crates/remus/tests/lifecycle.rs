@@ -93,7 +93,7 @@ async fn a_client_comes_back_when_its_server_does() {
     let address: SocketAddr = host.url.trim_start_matches("remus://").parse().unwrap();
     let client = Client::builder(&host.url)
         .trust(host.trust.clone())
-        .connect_timeout(Duration::from_millis(300))
+        .connect_timeout(Duration::from_secs(2))
         .connect()
         .await
         .unwrap();
@@ -185,7 +185,7 @@ async fn silence_is_noticed_within_the_negotiated_time() {
     let host = Host::start(Router::new().service(echo())).await;
     let client = Client::builder(&host.url)
         .trust(host.trust.clone())
-        .idle_timeout(Duration::from_millis(500))
+        .idle_timeout(Duration::from_secs(5))
         .connect()
         .await
         .unwrap();
@@ -193,7 +193,7 @@ async fn silence_is_noticed_within_the_negotiated_time() {
     connection.active().await.unwrap();
     assert_eq!(
         connection.negotiated().unwrap().idle_timeout,
-        Duration::from_millis(500),
+        Duration::from_secs(5),
         "the lower of both wins"
     );
     let path = connection.ping().await.unwrap();

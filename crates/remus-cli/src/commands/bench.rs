@@ -92,6 +92,15 @@ impl Limit {
         *self.ended.borrow()
     }
 
+    /// Ends the command where nothing was measured yet.
+    fn go_on(&self) -> Outcome {
+        if self.was_interrupted() {
+            Err(Stop::Interrupted)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Waits until it is over; for ever where only a number of operations ends it.
     async fn over(&self) {
         let mut ended = self.ended.clone();
@@ -118,7 +127,21 @@ struct Peers {
 
 impl Peers {
     /// Connects `count` times, and makes sure that the node has what is measured against.
-    async fn connect(count: u32, options: &Options, method: &str) -> Outcome<Self> {
+    async fn connect(
+        count: u32,
+        options: &Options,
+        method: &str,
+        ended: &watch::Receiver<bool>,
+    ) -> Outcome<Self> {
+        let limit = Limit::new(None, ended);
+        tokio::select! {
+            peers = Self::connect_all(count, options, method) => peers,
+            // There is no result yet.
+            () = limit.over() => Err(Stop::Interrupted),
+        }
+    }
+
+    async fn connect_all(count: u32, options: &Options, method: &str) -> Outcome<Self> {
         let mut peers = Self {
             nodes: Vec::new(),
             connections: Vec::new(),

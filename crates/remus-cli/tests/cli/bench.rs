@@ -220,6 +220,24 @@ fn ctrl_c_ends_it_with_what_there_is() {
     node.run(["ls"]).good();
 }
 
+/// What has not begun has no result.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_before_anything_was_measured_ends_it_without_a_result() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let url = format!("remus://{}", silent.local_addr().unwrap());
+    let node = Node::start();
+    let mut running = Running::start(node.remus(["bench", "rpc", "--to", &url]));
+    // Its first packet shows that it is at work.
+    silent
+        .set_read_timeout(Some(crate::support::PATIENCE))
+        .unwrap();
+    silent.recv(&mut [0; 2048]).unwrap();
+    running.signal("INT");
+    assert_eq!(running.wait(), Some(130));
+    assert_eq!(running.stdout.next(), None);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_node_that_dies_is_told_by_the_codes_of_its_errors() {

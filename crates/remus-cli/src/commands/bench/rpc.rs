@@ -33,7 +33,7 @@ pub(super) async fn run(
     output: &Output,
     ended: watch::Receiver<bool>,
 ) -> Outcome {
-    let peers = Peers::connect(command.connections, options, ECHO).await?;
+    let peers = Peers::connect(command.connections, options, ECHO, &ended).await?;
     let in_flight = command.in_flight.unwrap_or(match command.rate {
         None => 1,
         Some(_) => IN_FLIGHT_OPEN_LOOP,
@@ -48,13 +48,11 @@ pub(super) async fn run(
         in_flight,
         rate: command.rate,
     };
-    let interrupted = {
+    if !command.span.warm_up.is_zero() {
         let limit = Limit::warming_up(&command.span, &ended);
-        if !command.span.warm_up.is_zero() {
-            load.run(&limit, None).await?;
-        }
-        limit.was_interrupted()
-    };
+        load.run(&limit, None).await?;
+        limit.go_on()?;
+    }
     let limit = Limit::measuring(&command.span, &ended);
     let counts = load.run(&limit, command.span.count).await?;
     let name = peers.name();
@@ -66,7 +64,7 @@ pub(super) async fn run(
         size: command.size,
         connections: load.clients.len(),
         rate: command.rate,
-        interrupted: interrupted || limit.was_interrupted(),
+        interrupted: limit.was_interrupted(),
         elapsed_s: counts.elapsed.as_secs_f64(),
     };
     tell(&name, setting, in_flight, &counts, output)

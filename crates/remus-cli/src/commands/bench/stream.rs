@@ -29,7 +29,7 @@ pub(super) async fn run(
     ended: watch::Receiver<bool>,
 ) -> Outcome {
     let method = if command.up { UP } else { DOWN };
-    let peers = Peers::connect(1, options, method).await?;
+    let peers = Peers::connect(1, options, method, &ended).await?;
     let Some(node) = peers.node(0) else {
         return Ok(());
     };
@@ -39,9 +39,10 @@ pub(super) async fn run(
         size: command.size,
         streams: u64::from(command.streams),
     };
-    let warming = Limit::warming_up(&command.span, &ended);
     if !command.span.warm_up.is_zero() {
-        load.run(&warming, None).await?;
+        let limit = Limit::warming_up(&command.span, &ended);
+        load.run(&limit, None).await?;
+        limit.go_on()?;
     }
     let limit = Limit::measuring(&command.span, &ended);
     let counts = load.run(&limit, command.span.count).await?;

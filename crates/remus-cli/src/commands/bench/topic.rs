@@ -41,7 +41,7 @@ pub(super) async fn run(
     ended: watch::Receiver<bool>,
 ) -> Outcome {
     let connections = command.subscribers.saturating_add(1);
-    let peers = Peers::connect(connections, options, PUBLISH).await?;
+    let peers = Peers::connect(connections, options, PUBLISH, &ended).await?;
     let Some(publisher) = peers.node(0) else {
         return Ok(());
     };
@@ -79,6 +79,7 @@ pub(super) async fn run(
     if !command.span.warm_up.is_zero() {
         let limit = Limit::warming_up(&command.span, &ended);
         load.run(&limit, None).await;
+        limit.go_on()?;
         *shared.counts() = Counts::new()?;
     }
     let limit = Limit::measuring(&command.span, &ended);

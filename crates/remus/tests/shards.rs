@@ -100,11 +100,15 @@ impl Shards {
         }
     }
 
-    fn end(self) {
+    /// Stops both, while clients on this runtime can still say goodbye.
+    async fn end(self) {
         drop(self.stops);
-        for thread in self.threads {
-            thread.join().unwrap();
-        }
+        let join = || {
+            for thread in self.threads {
+                thread.join().unwrap();
+            }
+        };
+        tokio::task::spawn_blocking(join).await.unwrap();
     }
 }
 
@@ -247,7 +251,7 @@ async fn a_session_stays_with_its_shard_wherever_its_client_goes() {
     let expected = if home == 0 { [1, 0] } else { [0, 1] };
     assert_eq!(open, expected, "one session, never a second one");
     drop(mobile);
-    shards.end();
+    shards.end().await;
 }
 
 #[tokio::test]
@@ -282,7 +286,7 @@ async fn a_client_on_the_other_socket_moves_as_much_as_it_likes() {
     let ((), received) = tokio::join!(sending, receiving);
     assert_eq!(received, BYTES);
     drop(mobile);
-    shards.end();
+    shards.end().await;
 }
 
 #[tokio::test]
@@ -303,7 +307,7 @@ async fn connections_of_one_client_may_be_in_different_shards() {
         assert!(answers.iter().all(|answer| *answer == homes), "{answers:?}");
     }
     drop((first, second));
-    shards.end();
+    shards.end().await;
 }
 
 #[tokio::test]
@@ -339,7 +343,7 @@ async fn datagrams_of_nobody_reach_no_other_shard() {
         "{statistics:?}"
     );
     drop(mobile);
-    shards.end();
+    shards.end().await;
 }
 
 #[tokio::test]

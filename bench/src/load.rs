@@ -23,7 +23,7 @@ use crate::{Failure, Result};
 pub(crate) use bulk::{download, upload};
 pub(crate) use connections::{idle, setup};
 pub(crate) use topic::topic;
-pub(crate) use unary::unary;
+pub(crate) use unary::{unary, unary_local};
 
 // ---- what peers offer ------------------------------------------------------------------------------
 

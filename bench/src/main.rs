@@ -66,6 +66,9 @@ enum Command {
     /// Serves a peer's side of every case until it is killed.
     #[command(hide = true)]
     Serve(Serve),
+    /// Answers the calls that come through a NATS server, whose log is on stdin.
+    #[command(hide = true)]
+    NatsResponder(Responder),
     /// Drives one case and prints what was measured.
     #[command(hide = true)]
     Drive(Drive),
@@ -121,6 +124,14 @@ struct Serve {
 }
 
 #[derive(Args)]
+struct Responder {
+    #[arg(long)]
+    tls: PathBuf,
+    #[arg(long, value_enum)]
+    runtime: Runtime,
+}
+
+#[derive(Args)]
 struct Drive {
     peer: Peer,
     /// The case, as JSON.
@@ -142,6 +153,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         None => run(&cli.run),
         Some(Command::Serve(arguments)) => serve(&arguments),
+        Some(Command::NatsResponder(arguments)) => nats_responder(&arguments),
         Some(Command::Drive(arguments)) => drive(&arguments),
     };
     match done {
@@ -257,7 +269,17 @@ fn serve(arguments: &Serve) -> Result<ExitCode> {
     arguments
         .runtime
         .build()?
-        .block_on(peer::serve(arguments.peer, &tls))?;
+        .block_on(peer::serve(arguments.peer, &tls, arguments.runtime))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn nats_responder(arguments: &Responder) -> Result<ExitCode> {
+    process::end_with_parent()?;
+    let tls = tls::Files::open(&arguments.tls);
+    arguments
+        .runtime
+        .build()?
+        .block_on(peer::nats_responder(&tls))?;
     Ok(ExitCode::SUCCESS)
 }
 

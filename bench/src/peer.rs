@@ -3,16 +3,21 @@
 //! A new peer is a module with `serve` and the traits of [`crate::load`] that it supports, a variant here, and an arm in each
 //! `match` of this file.
 
+mod capnp;
+mod nats;
 mod raw;
 mod raw_quinn;
 mod raw_tcp;
 mod raw_tls;
 mod remus;
+mod tarpc;
 mod tonic;
+mod zenoh;
 
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
+use tokio::task::LocalSet;
 
 use crate::Result;
 use crate::case::{Case, Kind, Runtime};
@@ -32,6 +37,14 @@ pub(crate) enum Peer {
     RawTcp,
     /// gRPC.
     Tonic,
+    /// tarpc over TLS.
+    Tarpc,
+    /// Cap'n Proto RPC over TLS.
+    Capnp,
+    /// nats-server and async-nats, with TLS.
+    Nats,
+    /// zenoh, through a router, with TLS.
+    Zenoh,
 }
 
 /// The server that a driver drives.
@@ -47,6 +60,10 @@ impl Peer {
         Self::RawTls,
         Self::RawTcp,
         Self::Tonic,
+        Self::Tarpc,
+        Self::Capnp,
+        Self::Nats,
+        Self::Zenoh,
     ];
 
     /// The name on the command line and in the results.
@@ -57,6 +74,10 @@ impl Peer {
             Self::RawTls => "raw-tls",
             Self::RawTcp => "raw-tcp",
             Self::Tonic => "tonic",
+            Self::Tarpc => "tarpc",
+            Self::Capnp => "capnp",
+            Self::Nats => "nats",
+            Self::Zenoh => "zenoh",
         }
     }
 
@@ -64,7 +85,7 @@ impl Peer {
         match self {
             Self::Remus => "webtransport",
             Self::RawQuinn => "quic",
-            Self::RawTls => "tls",
+            Self::RawTls | Self::Tarpc | Self::Capnp | Self::Nats | Self::Zenoh => "tls",
             Self::RawTcp => "tcp",
             Self::Tonic => "http2-tls",
         }
@@ -74,39 +95,52 @@ impl Peer {
         match self {
             Self::Remus => true,
             Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => case.kind != Kind::Topic,
+            Self::Tarpc => matches!(case.kind, Kind::Unary | Kind::Setup | Kind::Idle),
+            // Its clients stay on one thread, and the open loop's may not.
+            Self::Capnp => case.kind != Kind::Topic && case.rate.is_none(),
+            // A flow of publications is no stream of a server.
+            Self::Nats | Self::Zenoh => matches!(
+                case.kind,
+                Kind::Unary | Kind::Topic | Kind::Setup | Kind::Idle
+            ),
         }
     }
 
     /// What this machine lacks for it, if anything.
     pub(crate) fn missing(self) -> Option<String> {
         match self {
-            Self::Remus | Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => None,
+            Self::Nats => nats::missing(),
+            _ => None,
         }
     }
 
     /// Whether its server or client has threads of its own, whatever runtime was asked for.
     pub(crate) fn brings_runtime(self) -> bool {
-        match self {
-            Self::Remus | Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => false,
-        }
+        matches!(self, Self::Nats | Self::Zenoh)
     }
 
     /// The runtime it is given where `asked` was asked for.
     pub(crate) fn runtime(self, asked: Runtime) -> Runtime {
         match self {
-            Self::Remus | Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => asked,
+            // It refuses the other.
+            Self::Zenoh => Runtime::Multi,
+            _ => asked,
         }
     }
 }
 
 /// Serves every case on an ephemeral port of loopback, which it tells with [`crate::process::ready`], until it is killed.
-pub(crate) async fn serve(peer: Peer, tls: &Files) -> Result<()> {
+pub(crate) async fn serve(peer: Peer, tls: &Files, runtime: Runtime) -> Result<()> {
     match peer {
         Peer::Remus => remus::serve(tls).await,
         Peer::RawQuinn => raw_quinn::serve(tls).await,
         Peer::RawTls => raw_tls::serve(tls).await,
         Peer::RawTcp => raw_tcp::serve().await,
         Peer::Tonic => tonic::serve(tls).await,
+        Peer::Tarpc => tarpc::serve(tls).await,
+        Peer::Capnp => capnp::serve(tls).await,
+        Peer::Nats => nats::serve(tls, runtime),
+        Peer::Zenoh => zenoh::serve(tls).await,
     }
 }
 
@@ -124,6 +158,10 @@ pub(crate) async fn drive(
             Peer::RawTls => load::unary::<raw_tls::Dialler>(case, target, window).await,
             Peer::RawTcp => load::unary::<raw_tcp::Dialler>(case, target, window).await,
             Peer::Tonic => load::unary::<tonic::Dialler>(case, target, window).await,
+            Peer::Tarpc => load::unary::<tarpc::Dialler>(case, target, window).await,
+            Peer::Capnp => load::unary_local::<capnp::Dialler>(case, target, window).await,
+            Peer::Nats => load::unary::<nats::Dialler>(case, target, window).await,
+            Peer::Zenoh => load::unary::<zenoh::Dialler>(case, target, window).await,
         },
         Kind::Setup => match peer {
             Peer::Remus => load::setup::<remus::Dialler>(case, target, window).await,
@@ -131,6 +169,10 @@ pub(crate) async fn drive(
             Peer::RawTls => load::setup::<raw_tls::Dialler>(case, target, window).await,
             Peer::RawTcp => load::setup::<raw_tcp::Dialler>(case, target, window).await,
             Peer::Tonic => load::setup::<tonic::Dialler>(case, target, window).await,
+            Peer::Tarpc => load::setup::<tarpc::Dialler>(case, target, window).await,
+            Peer::Capnp => load::setup::<capnp::Dialler>(case, target, window).await,
+            Peer::Nats => load::setup::<nats::Dialler>(case, target, window).await,
+            Peer::Zenoh => load::setup::<zenoh::Dialler>(case, target, window).await,
         },
         Kind::Idle => match peer {
             Peer::Remus => load::idle::<remus::Dialler>(case, target, window).await,
@@ -138,6 +180,10 @@ pub(crate) async fn drive(
             Peer::RawTls => load::idle::<raw_tls::Dialler>(case, target, window).await,
             Peer::RawTcp => load::idle::<raw_tcp::Dialler>(case, target, window).await,
             Peer::Tonic => load::idle::<tonic::Dialler>(case, target, window).await,
+            Peer::Tarpc => load::idle::<tarpc::Dialler>(case, target, window).await,
+            Peer::Capnp => load::idle::<capnp::Dialler>(case, target, window).await,
+            Peer::Nats => load::idle::<nats::Dialler>(case, target, window).await,
+            Peer::Zenoh => load::idle::<zenoh::Dialler>(case, target, window).await,
         },
         Kind::Stream | Kind::BulkDown => {
             let size = case.size;
@@ -173,6 +219,13 @@ pub(crate) async fn drive(
                 Peer::Tonic => {
                     load::download(tonic::download(target, size).await?, size, window).await
                 }
+                Peer::Capnp => {
+                    let load = async {
+                        load::download(capnp::download(target, size).await?, size, window).await
+                    };
+                    LocalSet::new().run_until(load).await
+                }
+                Peer::Tarpc | Peer::Nats | Peer::Zenoh => unsupported(peer, case),
             }
         }
         Kind::BulkUp => {
@@ -185,14 +238,25 @@ pub(crate) async fn drive(
                 Peer::RawTls => load::upload(raw_tls::upload(target).await?, size, window).await,
                 Peer::RawTcp => load::upload(raw_tcp::upload(target).await?, size, window).await,
                 Peer::Tonic => load::upload(tonic::upload(target).await?, size, window).await,
+                Peer::Capnp => {
+                    let load =
+                        async { load::upload(capnp::upload(target).await?, size, window).await };
+                    LocalSet::new().run_until(load).await
+                }
+                Peer::Tarpc | Peer::Nats | Peer::Zenoh => unsupported(peer, case),
             }
         }
         Kind::Topic => match peer {
             Peer::Remus => load::topic::<remus::Broker>(case, target, window).await,
-            Peer::RawQuinn | Peer::RawTls | Peer::RawTcp | Peer::Tonic => unsupported(peer, case),
+            Peer::Nats => load::topic::<nats::Dialler>(case, target, window).await,
+            Peer::Zenoh => load::topic::<zenoh::Dialler>(case, target, window).await,
+            _ => unsupported(peer, case),
         },
     }
 }
+
+/// The process that answers the calls of [`Peer::Nats`].
+pub(crate) use nats::respond as nats_responder;
 
 fn unsupported(peer: Peer, case: &Case) -> Result<Outcome> {
     Err(format!("{} does not do {case}", peer.name()).into())

@@ -74,7 +74,6 @@ where
 }
 
 /// The same for a peer whose clients cannot leave their thread.
-#[expect(dead_code, reason = "no peer here is of that kind yet")]
 pub(crate) async fn unary_local<P: Dial>(
     case: &Case,
     target: &Target,

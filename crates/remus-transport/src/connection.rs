@@ -651,6 +651,27 @@ impl Connection {
         .await
     }
 
+    /// Sends a request that nobody answers, if that needs no waiting; false where it does, see [`Connection::notify`].
+    ///
+    /// # Errors
+    ///
+    /// The session's: nothing was sent.
+    pub fn try_notify(&self, request: &Outgoing) -> Result<bool, ErrorRecord> {
+        self.inner
+            .with(|core, now| match core.session.ready_for(Shape::Unary) {
+                Ok(()) => match core.session.notify(now, request.clone()) {
+                    Ok(()) => Ok(true),
+                    Err(error) => Err(core.refusal(&error)),
+                },
+                Err(
+                    CallError::NotOpen
+                    | CallError::QueueFull { .. }
+                    | CallError::TooManyCalls { .. },
+                ) => Ok(false),
+                Err(error) => Err(core.refusal(&error)),
+            })
+    }
+
     /// Sends a request that nobody answers.
     ///
     /// Waits while the session's queue is full.

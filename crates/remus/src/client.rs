@@ -380,7 +380,7 @@ impl Client {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: dropped before it completes, nothing was published.
+    /// Dropping the future may or may not publish.
     pub async fn publish_unacknowledged(
         &self,
         topic: &str,
@@ -513,6 +513,28 @@ impl Client {
                 result => return result,
             }
         }
+    }
+
+    /// Sends a request without waiting for an answer: at most once.
+    pub(crate) async fn notify(&self, routing: Routing, payload: Bytes) -> Result<(), Error> {
+        let request = Outgoing {
+            routing,
+            payload,
+            ..Outgoing::default()
+        };
+        let sent = match &self.source {
+            Source::Fixed(connection) => connection.try_notify(&request)?,
+            Source::Managed(managed) => managed
+                .with_current(|connection| connection.try_notify(&request))
+                .unwrap_or(Ok(false))?,
+        };
+        if sent {
+            // What is sent leaves when its sender pauses; one that never waits for anything has to be made to.
+            tokio::task::coop::consume_budget().await;
+            return Ok(());
+        }
+        let connection = self.connection().await?;
+        connection.notify(request).await.map_err(Error::from)
     }
 
     fn may_repeat(&self, error: &Error, idempotent: bool) -> bool {
@@ -747,14 +769,6 @@ impl MethodCall<'_> {
             StreamSender::new(sender, codec.clone()),
             Streaming::new(Box::pin(Elements(receiver)), codec),
         ))
-    }
-
-    /// Sends the request without waiting for an answer: at most once.
-    pub(crate) async fn notify(self, payload: Bytes) -> Result<(), Error> {
-        let mut request = self.request;
-        request.payload = payload;
-        let connection = self.client.connection().await?;
-        connection.notify(request).await.map_err(Error::from)
     }
 
     /// Calls a method whose answers stream, undecoded.

@@ -189,6 +189,10 @@ impl<B> Request<B> {
         self.body
     }
 
+    pub(crate) fn into_parts(self) -> (Routing, B) {
+        (self.routing, self.body)
+    }
+
     pub(crate) fn try_map<C>(
         self,
         map: impl FnOnce(B) -> Result<C, Error>,

@@ -7,22 +7,23 @@ mod broker;
 mod name;
 mod table;
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_core::Stream;
-use remus_wire::Reader;
+use remus_wire::{Reader, Routing};
 
 pub use broker::{
     Broker, Overflow, Publication, SUBSCRIPTION_BYTES_MAX, SUBSCRIPTIONS_MAX, SubscribeOptions,
     Subscription, TopicDescription,
 };
 
-use crate::message::{Body, Element, Request, Response};
+use crate::message::{Body, Element, Response};
 use crate::router::{MethodKind, Service};
 use crate::stream::Elements;
-use crate::{Client, Error};
+use crate::{Client, Error, names};
 
 /// Name of the built-in service.
 pub const TOPICS_SERVICE: &str = "remus.v2.Topics";
@@ -38,14 +39,15 @@ pub(crate) fn service(broker: &Broker) -> Service {
         .raw("Publish", MethodKind::Unary, move |request| {
             let broker = publisher.clone();
             async move {
-                let topic = named(&request)?;
                 let answered = request.is_answered();
-                let payload = request.into_inner().into_single()?;
+                let (routing, body) = request.into_parts();
+                let topic = routing.topic().ok_or_else(no_topic)?;
+                let payload = body.into_single()?;
                 if answered {
-                    broker.publish(&topic, payload).await?;
+                    broker.publish(topic, payload).await?;
                 } else {
                     // Nobody waits for an answer, so nobody can be made to wait for room.
-                    broker.try_publish(&topic, payload)?;
+                    broker.try_publish(topic, payload)?;
                 }
                 Ok(Response::new(Body::Empty))
             }
@@ -53,52 +55,56 @@ pub(crate) fn service(broker: &Broker) -> Service {
         .raw("Subscribe", MethodKind::ServerStream, move |request| {
             let broker = subscriber.clone();
             async move {
-                let pattern = named(&request)?;
-                let options = decode_options(request.into_inner().into_single()?)?;
-                let subscription = broker.subscribe(&pattern, options)?;
+                let (routing, body) = request.into_parts();
+                let pattern = routing.topic().ok_or_else(no_topic)?;
+                let options = decode_options(body.into_single()?)?;
+                let subscription = broker.subscribe(pattern, options)?;
                 Ok(Response::new(Body::stream(Delivery {
                     subscription,
+                    taken: VecDeque::new(),
                     greeted: false,
                 })))
             }
         })
 }
 
-fn named(request: &Request<Body>) -> Result<String, Error> {
-    request
-        .topic()
-        .map(str::to_owned)
-        .ok_or_else(|| Error::invalid_argument("the request names no topic (routing option 6)"))
+fn no_topic() -> Error {
+    Error::invalid_argument("the request names no topic (routing option 6)")
 }
+
+/// Publications that a subscription's stream takes out of its queue at once. They have passed the overflow policy.
+const TAKEN_MAX: usize = 64;
 
 /// A subscription as a stream of elements. The first, without a topic, says that the subscription stands.
 struct Delivery {
     subscription: Subscription,
+    taken: VecDeque<Publication>,
     greeted: bool,
 }
 
 impl Stream for Delivery {
     type Item = Result<Element, Error>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if !self.greeted {
-            self.greeted = true;
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if !this.greeted {
+            this.greeted = true;
             return Poll::Ready(Some(Ok(Element::default())));
         }
-        self.subscription.poll_next(cx).map(|next| {
-            next.map(|publication| {
-                let publication = publication?;
-                let mut element = Element {
-                    payload: publication.payload.clone(),
-                    ..Element::default()
-                };
-                element
-                    .routing
-                    .set_topic(publication.topic())
-                    .map_err(|_| Error::internal("a topic name grew too long"))?;
-                Ok(element)
+        if this.taken.is_empty() {
+            let taken = &mut this.taken;
+            if let Err(error) = std::task::ready!(this.subscription.poll_some(cx, taken, TAKEN_MAX))
+            {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+        Poll::Ready(this.taken.pop_front().map(|publication| {
+            Ok(Element {
+                payload: publication.payload,
+                routing: publication.routing,
+                ..Element::default()
             })
-        })
+        }))
     }
 }
 
@@ -167,8 +173,12 @@ pub(crate) async fn publish_unacknowledged(
     topic: &str,
     payload: Bytes,
 ) -> Result<(), Error> {
-    name::check_topic(topic)?;
-    client.method(PUBLISH).topic(topic)?.notify(payload).await
+    let routing = names::publication(topic, || {
+        name::check_topic(topic)?;
+        let (service, method) = names::ids_of(PUBLISH);
+        name::named(Routing::to(service, method), topic)
+    })?;
+    client.notify(routing, payload).await
 }
 
 pub(crate) async fn subscribe(
@@ -220,13 +230,11 @@ impl Stream for RemoteSubscription {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = std::task::ready!(Pin::new(&mut self.elements).poll_next(cx));
         Poll::Ready(next.map(|element| {
-            let element = element?;
-            let topic = element.topic().unwrap_or_default();
-            Ok(Publication::new(
-                topic,
-                element.payload.clone(),
-                element.timestamp_us,
-            ))
+            element.map(|element| Publication {
+                routing: element.routing,
+                payload: element.payload,
+                timestamp_us: element.timestamp_us,
+            })
         }))
     }
 }

@@ -3,14 +3,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use remus_wire::Routing;
 use serde::{Deserialize, Serialize};
 
-use super::name::{check_pattern, check_topic};
+use super::name::{check_pattern, check_topic, named};
 use super::table::Table;
 use crate::Error;
 
@@ -67,7 +68,8 @@ impl Default for SubscribeOptions {
 /// Something that was published. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Publication {
-    topic: Arc<str>,
+    /// Holds the topic's name as it travels, one for all copies.
+    pub(super) routing: Routing,
     /// The bytes.
     pub payload: Bytes,
     /// When the broker took it, in µs since the Unix epoch.
@@ -75,22 +77,16 @@ pub struct Publication {
 }
 
 impl Publication {
-    pub(crate) fn new(topic: &str, payload: Bytes, timestamp_us: u64) -> Self {
-        Self {
-            topic: topic.into(),
-            payload,
-            timestamp_us,
-        }
-    }
-
     /// The topic it was published to.
     #[must_use]
     pub fn topic(&self) -> &str {
-        &self.topic
+        self.routing.topic().unwrap_or_default()
     }
 
     fn cost(&self) -> usize {
-        self.payload.len().saturating_add(self.topic.len())
+        self.payload
+            .len()
+            .saturating_add(self.routing.encoded_len())
     }
 }
 
@@ -119,12 +115,16 @@ struct Shared {
     next_id: AtomicU64,
     /// Turns of the queue groups.
     turn: AtomicUsize,
-    seen: Mutex<HashMap<Arc<str>, Seen>>,
-    closed: Mutex<Option<String>>,
+    /// The names come from peers, so their hash is seeded.
+    seen: Mutex<HashMap<Box<str>, Seen, foldhash::fast::RandomState>>,
+    /// Why it was closed.
+    closed: OnceLock<String>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Seen {
+    /// The name as it travels.
+    routing: Routing,
     published: u64,
     last_us: u64,
 }
@@ -245,6 +245,36 @@ impl Queue {
         Poll::Pending
     }
 
+    /// As [`Queue::poll_take`], but up to `max` publications in one go, into `taken`.
+    fn poll_take_some(
+        &self,
+        cx: &mut Context<'_>,
+        taken: &mut VecDeque<Publication>,
+        max: usize,
+    ) -> Poll<Result<(), Error>> {
+        let mut state = self.lock();
+        let count = state.waiting.len().min(max);
+        if count > 0 {
+            let bytes: usize = state
+                .waiting
+                .iter()
+                .take(count)
+                .map(Publication::cost)
+                .sum();
+            state.bytes = state.bytes.saturating_sub(bytes);
+            taken.extend(state.waiting.drain(..count));
+            for writer in state.writers.drain(..) {
+                writer.wake();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(error) = state.ended.clone() {
+            return Poll::Ready(Err(error));
+        }
+        state.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     fn end(&self, error: Option<Error>) {
         let mut state = self.lock();
         state.ended = state
@@ -305,18 +335,12 @@ impl Broker {
         topic: &str,
         payload: Bytes,
     ) -> Result<(Publication, Vec<Arc<Queue>>), Error> {
-        check_topic(topic)?;
-        if let Some(reason) = &*self
-            .shared
-            .closed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-        {
+        if let Some(reason) = self.shared.closed.get() {
             return Err(closed(reason));
         }
         let now = now_us();
         let publication = Publication {
-            topic: self.note(topic, now),
+            routing: self.note(topic, now)?,
             payload,
             timestamp_us: now,
         };
@@ -393,12 +417,7 @@ impl Broker {
                 )));
             }
             // Under the table's lock, so that a closing broker ends this one too or is seen here.
-            if let Some(reason) = &*self
-                .shared
-                .closed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-            {
+            if let Some(reason) = self.shared.closed.get() {
                 return Err(closed(reason));
             }
             table.insert(pattern, id, Arc::clone(&queue));
@@ -414,14 +433,14 @@ impl Broker {
     /// Topics published to, by name, with the subscriptions that match each.
     #[must_use]
     pub fn topics(&self) -> Vec<TopicDescription> {
-        let seen: Vec<(Arc<str>, Seen)> = {
+        let seen: Vec<(Box<str>, Seen)> = {
             let seen = self
                 .shared
                 .seen
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             seen.iter()
-                .map(|(name, seen)| (Arc::clone(name), *seen))
+                .map(|(name, seen)| (name.clone(), seen.clone()))
                 .collect()
         };
         let table = self
@@ -458,11 +477,8 @@ impl Broker {
 
     /// Ends every subscription with UNAVAILABLE and refuses new ones with SHUTTING_DOWN.
     pub fn close(&self, reason: &str) {
-        *self
-            .shared
-            .closed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        // Closed before: the first reason stands.
+        let _ = self.shared.closed.set(reason.to_owned());
         let table = self
             .shared
             .table
@@ -473,26 +489,20 @@ impl Broker {
         table.for_each(|queue| queue.end(Some(ended.clone())));
     }
 
-    /// Counts a publication; the topic's one shared name.
-    fn note(&self, topic: &str, now_us: u64) -> Arc<str> {
+    /// Counts a publication; the topic's one shared name, as it travels. The name is checked when it is new.
+    fn note(&self, topic: &str, now_us: u64) -> Result<Routing, Error> {
         let mut seen = self
             .shared
             .seen
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some((name, entry)) = seen
-            .get_key_value(topic)
-            .map(|(name, entry)| (Arc::clone(name), *entry))
-        {
-            seen.insert(
-                Arc::clone(&name),
-                Seen {
-                    published: entry.published.saturating_add(1),
-                    last_us: now_us,
-                },
-            );
-            return name;
+        if let Some(entry) = seen.get_mut(topic) {
+            entry.published = entry.published.saturating_add(1);
+            entry.last_us = now_us;
+            return Ok(entry.routing.clone());
         }
+        check_topic(topic)?;
+        let routing = named(Routing::new(), topic)?;
         if seen.len() >= TOPICS_LISTED_MAX {
             // Half at once, so that a flood of new names costs little each.
             let mut ages: Vec<u64> = seen.values().map(|entry| entry.last_us).collect();
@@ -500,15 +510,15 @@ impl Broker {
             let cut = ages.get(TOPICS_LISTED_MAX / 2).copied().unwrap_or(u64::MAX);
             seen.retain(|_, entry| entry.last_us > cut);
         }
-        let name: Arc<str> = topic.into();
         seen.insert(
-            Arc::clone(&name),
+            topic.into(),
             Seen {
+                routing: routing.clone(),
                 published: 1,
                 last_us: now_us,
             },
         );
-        name
+        Ok(routing)
     }
 }
 
@@ -563,11 +573,14 @@ impl Subscription {
         self.queue.lock().dropped
     }
 
-    pub(crate) fn poll_next(
+    /// Takes up to `max` publications at once; ready when there is one, or with the subscription's end.
+    pub(super) fn poll_some(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Publication, Error>>> {
-        self.queue.poll_take(cx)
+        taken: &mut VecDeque<Publication>,
+        max: usize,
+    ) -> Poll<Result<(), Error>> {
+        self.queue.poll_take_some(cx, taken, max)
     }
 }
 
@@ -750,7 +763,7 @@ mod tests {
     fn the_list_of_topics_is_bounded_and_keeps_the_newest() {
         let broker = Broker::new();
         for n in 0..3000 {
-            broker.note(&format!("t.{n}"), n);
+            broker.note(&format!("t.{n}"), n).unwrap();
         }
         let topics = broker.topics();
         assert!(topics.len() <= TOPICS_LISTED_MAX);

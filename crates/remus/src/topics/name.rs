@@ -1,5 +1,7 @@
 //! Names of topics and patterns. Spec: core, topics.
 
+use remus_wire::Routing;
+
 use crate::Error;
 
 /// Longest topic name or pattern, in bytes.
@@ -58,6 +60,14 @@ fn check(name: &str, what: &str, allowed: impl Fn(&str, bool) -> bool) -> Result
         }
     }
     Ok(())
+}
+
+/// `routing` with the topic's name (option 6).
+pub(super) fn named(mut routing: Routing, topic: &str) -> Result<Routing, Error> {
+    routing
+        .set_topic(topic)
+        .map_err(|_| Error::invalid_argument("the topic name is too long"))?;
+    Ok(routing)
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ pub(crate) struct Table<V> {
 
 #[derive(Debug)]
 struct Node<V> {
-    children: HashMap<Box<str>, Node<V>>,
+    /// The tokens come from peers, so their hash is seeded.
+    children: HashMap<Box<str>, Node<V>, foldhash::fast::RandomState>,
     /// `*`: any one token.
     any: Option<Box<Node<V>>>,
     /// Patterns that end here.
@@ -24,7 +25,7 @@ struct Node<V> {
 impl<V> Default for Node<V> {
     fn default() -> Self {
         Self {
-            children: HashMap::new(),
+            children: HashMap::default(),
             any: None,
             here: Vec::new(),
             rest: Vec::new(),

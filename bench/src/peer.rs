@@ -170,7 +170,10 @@ pub(crate) async fn drive(
             Peer::RawTcp => load::setup::<raw_tcp::Dialler>(case, target, window).await,
             Peer::Tonic => load::setup::<tonic::Dialler>(case, target, window).await,
             Peer::Tarpc => load::setup::<tarpc::Dialler>(case, target, window).await,
-            Peer::Capnp => load::setup::<capnp::Dialler>(case, target, window).await,
+            Peer::Capnp => {
+                let load = load::setup::<capnp::Dialler>(case, target, window);
+                LocalSet::new().run_until(load).await
+            }
             Peer::Nats => load::setup::<nats::Dialler>(case, target, window).await,
             Peer::Zenoh => load::setup::<zenoh::Dialler>(case, target, window).await,
         },
@@ -181,7 +184,10 @@ pub(crate) async fn drive(
             Peer::RawTcp => load::idle::<raw_tcp::Dialler>(case, target, window).await,
             Peer::Tonic => load::idle::<tonic::Dialler>(case, target, window).await,
             Peer::Tarpc => load::idle::<tarpc::Dialler>(case, target, window).await,
-            Peer::Capnp => load::idle::<capnp::Dialler>(case, target, window).await,
+            Peer::Capnp => {
+                let load = load::idle::<capnp::Dialler>(case, target, window);
+                LocalSet::new().run_until(load).await
+            }
             Peer::Nats => load::idle::<nats::Dialler>(case, target, window).await,
             Peer::Zenoh => load::idle::<zenoh::Dialler>(case, target, window).await,
         },

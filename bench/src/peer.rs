@@ -99,10 +99,12 @@ impl Peer {
             // Its clients stay on one thread, and the open loop's may not.
             Self::Capnp => case.kind != Kind::Topic && case.rate.is_none(),
             // A flow of publications is no stream of a server.
-            Self::Nats | Self::Zenoh => matches!(
+            Self::Nats => matches!(
                 case.kind,
                 Kind::Unary | Kind::Topic | Kind::Setup | Kind::Idle
             ),
+            // Of its queries through a router some end without an answer, often all of a session.
+            Self::Zenoh => case.kind == Kind::Topic,
         }
     }
 

@@ -448,7 +448,7 @@ impl Session {
                 return None;
             }
             if let Some(pending) = self.requests.pop_front() {
-                self.admit(now, pending);
+                self.admit_waiting(now, pending);
             }
         }
     }

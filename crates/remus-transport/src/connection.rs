@@ -651,23 +651,23 @@ impl Connection {
         .await
     }
 
-    /// Sends a request that nobody answers, if that needs no waiting; false where it does, see [`Connection::notify`].
+    /// Sends a request that nobody answers, if that needs no waiting; gives it back where it does, see [`Connection::notify`].
     ///
     /// # Errors
     ///
     /// The session's: nothing was sent.
-    pub fn try_notify(&self, request: &Outgoing) -> Result<bool, ErrorRecord> {
+    pub fn try_notify(&self, request: Outgoing) -> Result<Option<Outgoing>, ErrorRecord> {
         self.inner
             .with(|core, now| match core.session.ready_for(Shape::Unary) {
-                Ok(()) => match core.session.notify(now, request.clone()) {
-                    Ok(()) => Ok(true),
+                Ok(()) => match core.session.notify(now, request) {
+                    Ok(()) => Ok(None),
                     Err(error) => Err(core.refusal(&error)),
                 },
                 Err(
                     CallError::NotOpen
                     | CallError::QueueFull { .. }
                     | CallError::TooManyCalls { .. },
-                ) => Ok(false),
+                ) => Ok(Some(request)),
                 Err(error) => Err(core.refusal(&error)),
             })
     }

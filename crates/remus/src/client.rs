@@ -517,22 +517,26 @@ impl Client {
 
     /// Sends a request without waiting for an answer: at most once.
     pub(crate) async fn notify(&self, routing: Routing, payload: Bytes) -> Result<(), Error> {
-        let request = Outgoing {
+        let mut request = Some(Outgoing {
             routing,
             payload,
             ..Outgoing::default()
+        });
+        let mut send = |connection: &Connection| {
+            if let Some(ready) = request.take() {
+                request = connection.try_notify(ready)?;
+            }
+            Ok::<_, Error>(())
         };
-        let sent = match &self.source {
-            Source::Fixed(connection) => connection.try_notify(&request)?,
-            Source::Managed(managed) => managed
-                .with_current(|connection| connection.try_notify(&request))
-                .unwrap_or(Ok(false))?,
-        };
-        if sent {
+        match &self.source {
+            Source::Fixed(connection) => send(connection)?,
+            Source::Managed(managed) => managed.with_current(send).unwrap_or(Ok(()))?,
+        }
+        let Some(request) = request else {
             // What is sent leaves when its sender pauses; one that never waits for anything has to be made to.
             tokio::task::coop::consume_budget().await;
             return Ok(());
-        }
+        };
         let connection = self.connection().await?;
         connection.notify(request).await.map_err(Error::from)
     }

@@ -339,7 +339,24 @@ impl Session {
         }
     }
 
-    /// Decides about a request that has arrived: hands it out, or refuses it with its own code.
+    /// Decides about a request that has waited: hands it out, or refuses it with its own code.
+    pub(super) fn admit_waiting(&mut self, now: Timestamp, pending: Pending) {
+        let id = pending.message.request_id.0;
+        let cancelled = match pending.call {
+            Some(key) => self.call_ref(key).is_none(),
+            None => matches!(self.peer_ids.get(&id), Some(PeerId::Waiting(Some(_)))),
+        };
+        if !cancelled {
+            return self.admit(now, pending);
+        }
+        let len = u64::try_from(pending.message.encoded_len()).unwrap_or(u64::MAX);
+        self.consume(pending.stream, len);
+        if pending.call.is_none() {
+            self.peer_ids.remove(&id);
+        }
+    }
+
+    /// Decides about a request: hands it out, or refuses it with its own code.
     pub(super) fn admit(&mut self, now: Timestamp, pending: Pending) {
         let Pending {
             call,
@@ -351,15 +368,6 @@ impl Session {
             stream,
             u64::try_from(message.encoded_len()).unwrap_or(u64::MAX),
         );
-        let id = message.request_id.0;
-        match call {
-            Some(key) if self.call_ref(key).is_none() => return, // cancelled while it waited
-            None if matches!(self.peer_ids.get(&id), Some(PeerId::Waiting(Some(_)))) => {
-                self.peer_ids.remove(&id);
-                return;
-            }
-            _ => {}
-        }
         match self.judge(now, &message, deadline) {
             Err(error) => self.refuse_request(now, call, stream, &message, error),
             Ok(()) if message.flags.contains(Flags::BATCH_REQUEST) => {
@@ -613,6 +621,10 @@ impl Session {
             call.member,
             call.priority,
         );
+        if id.0 == 0 && member.is_none() && !owns_stream {
+            self.remove_call(key); // nobody waits for the answer
+            return;
+        }
         let mut message = self.answer_message(now, answer);
         if let Err(error) = self.judge_answer(&message) {
             message = self.answer_message(now, Answer::Error(error));

@@ -148,7 +148,7 @@ pub(crate) struct LocalIds {
 impl LocalIds {
     pub(crate) fn new() -> Self {
         Self {
-            slots: vec![None; 256],
+            slots: vec![None; 16],
             next: 1,
         }
     }

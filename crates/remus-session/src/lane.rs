@@ -43,7 +43,13 @@ pub(crate) struct Ready {
     chunks: VecDeque<Bytes>,
     tail: BytesMut,
     len: usize,
+    /// Room that is made at once: it grows with use, so that an idle lane holds little.
+    step: usize,
 }
+
+/// The least and the most room that is made at once, in bytes.
+const STEP_MIN: usize = 2048;
+const STEP_MAX: usize = LANE_READY_MAX / 4;
 
 impl Ready {
     pub(crate) fn len(&self) -> usize {
@@ -111,7 +117,8 @@ impl Ready {
         let room = self.tail.capacity().saturating_sub(self.tail.len());
         let needed = head.saturating_add(COPY_MAX);
         if room < needed {
-            self.tail.reserve(needed.max(LANE_READY_MAX / 4));
+            self.step = self.step.saturating_mul(2).clamp(STEP_MIN, STEP_MAX);
+            self.tail.reserve(needed.max(self.step));
         }
     }
 

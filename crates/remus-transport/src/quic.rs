@@ -1,14 +1,17 @@
 //! UDP sockets and QUIC settings. quinn's defaults are made for a laboratory; each number here has its reason.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::udp::{RecvMeta, Transmit};
 use quinn::{
-    ClientConfig, Endpoint, EndpointConfig, Runtime as _, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    AsyncUdpSocket, ClientConfig, Endpoint, EndpointConfig, Runtime as _, ServerConfig,
+    TokioRuntime, TransportConfig, UdpPoller, VarInt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -126,10 +129,10 @@ pub fn server_endpoint(
     socket: UdpSocket,
     tls: Arc<rustls::ServerConfig>,
 ) -> Result<Endpoint, EndpointError> {
-    Ok(Endpoint::new(
+    Ok(Endpoint::new_with_abstract_socket(
         endpoint_config(),
         Some(server_config(tls)?),
-        socket,
+        wrapped(socket)?,
         Arc::new(TokioRuntime),
     )?)
 }
@@ -149,9 +152,8 @@ pub fn shard_endpoint(
     group: &ShardGroup,
     number: usize,
 ) -> Result<Endpoint, EndpointError> {
-    let runtime = Arc::new(TokioRuntime);
     let mut config = endpoint_config();
-    let mut socket = runtime.wrap_udp_socket(socket)?;
+    let mut socket = wrapped(socket)?;
     // Where there is nobody to hand anything to, the group would be work for nothing.
     if group.count() > 1 || number > 0 {
         let opened = group.open(number, socket)?;
@@ -163,7 +165,7 @@ pub fn shard_endpoint(
         config,
         Some(server_config(tls)?),
         socket,
-        runtime,
+        Arc::new(TokioRuntime),
     )?)
 }
 
@@ -188,9 +190,60 @@ pub fn client_endpoint(tls: Arc<rustls::ClientConfig>) -> Result<Endpoint, Endpo
     config.transport_config(Arc::new(transport()));
     let socket = bind((Ipv6Addr::UNSPECIFIED, 0).into(), false)
         .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into(), false))?;
-    let mut endpoint = Endpoint::new(endpoint_config(), None, socket, Arc::new(TokioRuntime))?;
+    let (socket, runtime) = (wrapped(socket)?, Arc::new(TokioRuntime));
+    let mut endpoint =
+        Endpoint::new_with_abstract_socket(endpoint_config(), None, socket, runtime)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
+}
+
+/// The socket on this runtime, with receive buffers no larger than the kernel fills.
+fn wrapped(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    Ok(Arc::new(Socket64K(TokioRuntime.wrap_udp_socket(socket)?)))
+}
+
+/// Segments of [`UDP_PAYLOAD_MAX`] that the kernel puts into one buffer: together they are never longer than a UDP datagram may be,
+/// 65,535 bytes.
+const RECEIVED_SEGMENTS_MAX: usize = 65_535_usize.div_ceil(UDP_PAYLOAD_MAX as usize);
+
+/// A socket that says how much can come at once. quinn makes room for 64 segments of the largest size, which is six times as much:
+/// 13 MB an endpoint, and most of a millisecond to clear them.
+#[derive(Debug)]
+struct Socket64K(Arc<dyn AsyncUdpSocket>);
+
+impl AsyncUdpSocket for Socket64K {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.0).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.0.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_recv(cx, buffers, metas)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.0.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.0.max_receive_segments().min(RECEIVED_SEGMENTS_MAX)
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.0.may_fragment()
+    }
 }
 
 /// Why an endpoint could not be made.

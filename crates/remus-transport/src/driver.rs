@@ -120,6 +120,31 @@ struct Supervisor {
     accepted: u16,
 }
 
+impl Drop for Supervisor {
+    /// Before the session's end this means that the runtime stopped. Nobody is left to keep deadlines, so every caller is told now.
+    fn drop(&mut self) {
+        let mut core = self.inner.lock();
+        if core.closed.is_some() {
+            return;
+        }
+        core.session.carrier_lost(
+            ErrorCode::UNAVAILABLE,
+            "the runtime that drove the connection has stopped",
+        );
+        let now = self.inner.clock.now();
+        while let Some(event) = core.session.poll_event(now) {
+            match event {
+                Event::Answer(key, result) => core.on_answer(key, result),
+                Event::BatchAnswer(key, answers) => core.on_batch_answer(key, answers),
+                Event::Readable(key) => core.on_readable(key),
+                Event::Writable(key) => core.on_writable(key),
+                Event::Closed(reason) => self.inner.on_closed(&mut core, reason),
+                _ => {}
+            }
+        }
+    }
+}
+
 impl Supervisor {
     async fn run(mut self) {
         if self.client {
@@ -221,7 +246,7 @@ impl Supervisor {
     }
 
     /// Lets what is queued leave, then closes the link with the session's code and reason.
-    async fn close_link(self) {
+    async fn close_link(&self) {
         let Some(reason) = self.inner.lock().closed.clone() else {
             return;
         };

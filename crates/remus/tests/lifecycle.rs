@@ -352,3 +352,48 @@ async fn who_comes_while_the_server_stops_is_told_to_try_again() {
     drop(connection);
     host.ended().await;
 }
+
+/// The runtime of a connection keeps its deadlines; where it stops, nobody may wait for an answer that cannot come.
+#[tokio::test]
+async fn calls_end_when_the_runtime_of_their_connection_stops() {
+    let (started, mut running) = mpsc::channel(1);
+    let never = Service::new("test.v1.Never").unary("Never", Raw, move |_: Request<Bytes>| {
+        let started = started.clone();
+        async move {
+            started.send(()).await.unwrap();
+            std::future::pending::<Result<Response<Bytes>, Error>>().await
+        }
+    });
+    let host = Host::start(Router::new().service(never)).await;
+    let (hand, given) = tokio::sync::oneshot::channel();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let builder = Client::builder(&host.url).trust(host.trust.clone());
+    let elsewhere = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let client = builder.connect().await.unwrap();
+            client.connection().await.unwrap().active().await.unwrap();
+            hand.send(client).unwrap();
+            // It keeps driving the connection until the call has begun.
+            while stopped.try_recv().is_err() {
+                tokio::task::yield_now().await;
+            }
+        });
+    });
+    let client = given.await.unwrap();
+    let waiting = tokio::spawn(async move {
+        client
+            .method("test.v1.Never/Never")
+            .timeout(Duration::from_secs(3600))
+            .unary::<Bytes, Bytes>(Raw, &Bytes::new())
+            .await
+    });
+    running.recv().await.unwrap();
+    stop.send(()).unwrap();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    elsewhere.join().unwrap();
+}

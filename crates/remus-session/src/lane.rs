@@ -118,6 +118,10 @@ impl Ready {
         let needed = head.saturating_add(COPY_MAX);
         if room < needed {
             self.step = self.step.saturating_mul(2).clamp(STEP_MIN, STEP_MAX);
+            if !self.tail.is_empty() {
+                // What is written stays where it is: growing would copy it.
+                self.chunks.push_back(self.tail.split().freeze());
+            }
             self.tail.reserve(needed.max(self.step));
         }
     }

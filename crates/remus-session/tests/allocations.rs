@@ -222,8 +222,10 @@ fn a_call_alone_allocates_nothing() {
     assert!(allocations <= MOST, "{allocations} in {COUNTED} calls");
 }
 
+/// Two buffers of 16 KiB for 64 calls and their answers: a buffer that is not all sent is not moved to make room.
 #[test]
-fn a_call_among_64_allocates_nothing() {
+fn calls_together_share_their_buffers() {
     let allocations = Pair::allocations(64);
-    assert!(allocations <= MOST, "{allocations} in {COUNTED} calls");
+    let most = u64::from(COUNTED) / 32 + MOST;
+    assert!(allocations <= most, "{allocations} in {COUNTED} calls");
 }

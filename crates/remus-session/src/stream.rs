@@ -121,10 +121,6 @@ impl SendHalf {
     }
 }
 
-/// What both hosts may take between credit and the bytes that it allows, beside the path: four times some process is woken.
-/// In µs.
-const HOSTS_US: u64 = 250;
-
 /// What the peer sends.
 #[derive(Debug, Default)]
 pub(crate) struct RecvHalf {
@@ -166,14 +162,13 @@ impl RecvHalf {
     /// The limit to announce now.
     ///
     /// A peer that hears of every half window needs one and a half times what fits on the path. When half a window was taken in
-    /// less than three quarters of an empty path's round trip and what both hosts take to act, the window is smaller than that, holds
-    /// the peer up, and doubles, up to `max`. Otherwise more would only stand in a queue somewhere, in front of calls that are in a hurry.
+    /// less than three quarters of an empty path's round trip, the window is smaller than that, holds the peer up, and doubles,
+    /// up to `max`. Otherwise more would only stand in a queue somewhere, in front of calls that are in a hurry.
     pub(crate) fn grant(&mut self, now: Timestamp, round_trip_us: u64, max: u32) -> u64 {
         self.credit_due = false;
         let taken = self.consumed.saturating_sub(self.taken_then);
         let elapsed = now.0.saturating_sub(self.granted_at.0);
-        let loop_us = (round_trip_us / 4 * 3).saturating_add(HOSTS_US);
-        if taken >= u64::from(self.window / 2) && elapsed < loop_us {
+        if taken >= u64::from(self.window / 2) && elapsed < round_trip_us / 4 * 3 {
             self.window = self.window.saturating_mul(2).min(max.max(self.window));
         }
         self.granted_at = now;

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::driver::Handler;
+use crate::link::Carrier;
 
 /// Where a connection stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,7 @@ pub(crate) struct Inner {
     pub(crate) status: watch::Sender<ConnectionStatus>,
     pub(crate) tasks: TaskTracker,
     pub(crate) remote: SocketAddr,
+    pub(crate) carrier: Carrier,
     probes: Notify,
     /// Whether calls can be made, or could once the session has opened: what `status` says, without its lock.
     pub(crate) takes_calls: AtomicBool,
@@ -136,6 +138,7 @@ impl Inner {
         clock: Clock,
         handler: Arc<dyn Handler>,
         remote: SocketAddr,
+        carrier: Carrier,
     ) -> Self {
         Self {
             core: Mutex::new(Core {
@@ -154,6 +157,7 @@ impl Inner {
             status: watch::Sender::new(ConnectionStatus::Opening),
             tasks: TaskTracker::new(),
             remote,
+            carrier,
             probes: Notify::new(),
             takes_calls: AtomicBool::new(true),
         }
@@ -393,6 +397,12 @@ impl Connection {
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
         self.inner.remote
+    }
+
+    /// What carries it.
+    #[must_use]
+    pub fn carrier(&self) -> Carrier {
+        self.inner.carrier
     }
 
     /// Where the connection stands now.

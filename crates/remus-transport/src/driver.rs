@@ -1,4 +1,4 @@
-//! The tasks that join a session to a WebTransport link.
+//! The tasks that join a session to a link, whatever carrier that is a use of.
 //!
 //! One task supervises: timers, new lanes, datagrams, the end. Each lane has one task that reads and one that writes. All run
 //! on the runtime on which the connection was made, are tracked, and end with the connection.
@@ -14,7 +14,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use remus_http3::{ClosedBy, RecvStream, SendStream};
 use remus_session::{
     Answer, CallKey, CloseReason, ConfigError, Event, Grant, LANES_MAX, LaneId, Session,
     SessionConfig,
@@ -26,14 +25,12 @@ use tracing::{Instrument, debug};
 
 use crate::clock::Clock;
 use crate::connection::{Connection, ConnectionStatus, Core, Inner, PeerRequest, Writer};
+use crate::link::{LaneReader, LaneWriter, Link, LinkEnd};
 
 /// How long what is already queued may take to leave after the session has ended.
 ///
 /// Enough for a refusal or the last answers to cross a slow network twice; a peer that reads nothing cannot hold us longer.
 pub const LINGER_MAX: Duration = Duration::from_secs(2);
-
-/// Bytes taken from a lane at once.
-const READ_MAX: usize = 64 * 1024;
 
 /// Requests handed out before their answers are put back into the session: bounds what is done under one lock.
 const REQUESTS_AT_ONCE: usize = 64;
@@ -67,10 +64,11 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Joins a client's session to `link` and starts its tasks. Small calls may be made at once.
 pub(crate) fn client(
-    link: remus_http3::Session,
+    link: Link,
     config: SessionConfig,
     handler: Arc<dyn Handler>,
 ) -> Result<Connection, ConfigError> {
+    let config = fitted(config, &link);
     let clock = Clock::new();
     let session = Session::client(config, clock.now())?;
     Ok(start(link, session, clock, handler, true))
@@ -78,26 +76,40 @@ pub(crate) fn client(
 
 /// Joins an acceptor's session to `link` and starts its tasks.
 pub(crate) fn acceptor(
-    link: remus_http3::Session,
+    link: Link,
     config: SessionConfig,
     handler: Arc<dyn Handler>,
 ) -> Result<Connection, ConfigError> {
+    let config = fitted(config, &link);
     let clock = Clock::new();
     let session = Session::acceptor(config, clock.now())?;
     Ok(start(link, session, clock, handler, false))
 }
 
+/// The lanes that are in use are no more than the carrier has.
+fn fitted(mut config: SessionConfig, link: &Link) -> SessionConfig {
+    config.extra_lanes = config.extra_lanes.min(link.lanes().saturating_sub(1));
+    config
+}
+
 fn start(
-    link: remus_http3::Session,
+    link: Link,
     mut session: Session,
     clock: Clock,
     handler: Arc<dyn Handler>,
     client: bool,
 ) -> Connection {
     session.set_datagrams(link.max_datagram_len() >= DATAGRAM_MIN);
-    let inner = Arc::new(Inner::new(session, clock, handler, link.remote_address()));
+    let inner = Arc::new(Inner::new(
+        session,
+        clock,
+        handler,
+        link.remote_address(),
+        link.carrier(),
+    ));
     let connection = Connection::new(Arc::clone(&inner), client);
-    let span = tracing::debug_span!("session", remote = %inner.remote, client);
+    let span =
+        tracing::debug_span!("session", remote = %inner.remote, carrier = %inner.carrier, client);
     let supervisor = Supervisor {
         link,
         inner: Arc::clone(&inner),
@@ -113,7 +125,7 @@ fn start(
 const DATAGRAM_MIN: usize = 8 + 35 + 20;
 
 struct Supervisor {
-    link: remus_http3::Session,
+    link: Link,
     inner: Arc<Inner>,
     client: bool,
     /// Lanes that the peer has opened.
@@ -171,18 +183,18 @@ impl Supervisor {
                 () = &mut timer, if at.is_some() => {
                     self.inner.with(|core, now| core.session.handle_timeout(now));
                 }
-                datagram = self.link.read_datagram() => if let Ok(datagram) = datagram {
+                datagram = self.link.read_datagram() => if let Some(datagram) = datagram {
                     self.inner.with(|core, now| core.session.handle_datagram(now, datagram));
                 } else {
                     self.link_ended().await;
                 },
-                lane = self.link.accept_bi(), if !self.client && self.accepted < LANES_MAX => match lane {
-                    Ok((send, recv)) => {
+                lane = self.link.accept_lane(), if !self.client && self.accepted < LANES_MAX => match lane {
+                    Some((reader, writer)) => {
                         let lane = LaneId(self.accepted);
                         self.accepted = self.accepted.saturating_add(1);
-                        self.add_lane(lane, send, recv);
+                        self.add_lane(lane, reader, writer);
                     }
-                    Err(_) => self.link_ended().await,
+                    None => self.link_ended().await,
                 },
                 _ = self.link.closed() => self.link_ended().await,
             }
@@ -194,19 +206,19 @@ impl Supervisor {
     async fn open_lanes(&self) {
         let wanted = self.inner.lock().lanes_to_open();
         for lane in wanted {
-            match self.link.open_bi().await {
-                Ok((send, recv)) => self.add_lane(lane, send, recv),
-                Err(_) => self.link_ended().await,
+            match self.link.open_lane().await {
+                Some((reader, writer)) => self.add_lane(lane, reader, writer),
+                None => self.link_ended().await,
             }
         }
     }
 
-    fn add_lane(&self, lane: LaneId, send: SendStream, recv: RecvStream) {
-        if let Some(writer) = self.inner.lock().writers.get_mut(usize::from(lane.0)) {
-            *writer = Writer::Busy;
+    fn add_lane(&self, lane: LaneId, reader: LaneReader, writer: LaneWriter) {
+        if let Some(state) = self.inner.lock().writers.get_mut(usize::from(lane.0)) {
+            *state = Writer::Busy;
         }
-        let writing = write_lane(Arc::clone(&self.inner), self.link.clone(), lane, send);
-        let reading = read_lane(Arc::clone(&self.inner), self.link.clone(), lane, recv);
+        let writing = write_lane(Arc::clone(&self.inner), self.link.clone(), lane, writer);
+        let reading = read_lane(Arc::clone(&self.inner), self.link.clone(), lane, reader);
         self.inner.tasks.spawn(writing.in_current_span());
         self.inner.tasks.spawn(reading.in_current_span());
     }
@@ -216,7 +228,7 @@ impl Supervisor {
             let Some(datagram) = self.inner.lock().session.poll_datagram() else {
                 return;
             };
-            if self.link.send_datagram(&datagram).is_err() {
+            if !self.link.send_datagram(&datagram) {
                 return; // it may be lost, and was
             }
         }
@@ -225,12 +237,12 @@ impl Supervisor {
     /// The link ended before the session did.
     async fn link_ended(&self) {
         let (code, reason) = match self.link.closed().await {
-            Ok(closed) if closed.side == ClosedBy::Peer => (ErrorCode(closed.code), closed.reason),
-            Ok(_) => (
+            LinkEnd::Peer { code, reason } => (code, reason),
+            LinkEnd::Local => (
                 ErrorCode::UNAVAILABLE,
                 "this side closed the link".to_owned(),
             ),
-            Err(remus_http3::Error::Refused { status, .. }) => {
+            LinkEnd::Refused { status } => {
                 let reason = format!("session refused with status {status}");
                 let code = code_of(status);
                 self.inner
@@ -238,7 +250,7 @@ impl Supervisor {
                 self.inner.pump();
                 return;
             }
-            Err(error) => (ErrorCode::UNAVAILABLE, error.to_string()),
+            LinkEnd::Lost { reason } => (ErrorCode::UNAVAILABLE, reason),
         };
         self.inner
             .with(|core, _| core.session.carrier_lost(code, &reason));
@@ -252,10 +264,10 @@ impl Supervisor {
         };
         debug!(code = %reason.code, reason = %reason.reason, by_peer = reason.by_peer, "session closed");
         let flushed = poll_fn(|cx| self.inner.lock().poll_writers_done(cx));
-        if self.link.end().is_none() {
+        if !self.link.has_ended() {
             let _ = tokio::time::timeout(LINGER_MAX, flushed).await;
         }
-        self.link.close(reason.code.0, &reason.reason).await;
+        self.link.close(reason.code, &reason.reason).await;
     }
 }
 
@@ -270,24 +282,21 @@ fn code_of(status: http::StatusCode) -> ErrorCode {
 }
 
 /// Reads one lane until it ends.
-async fn read_lane(
-    inner: Arc<Inner>,
-    link: remus_http3::Session,
-    lane: LaneId,
-    mut recv: RecvStream,
-) {
+async fn read_lane(inner: Arc<Inner>, link: Link, lane: LaneId, mut reader: LaneReader) {
     let mut chunks = VecDeque::new();
     let mut end = None;
     loop {
         if end.is_none() {
-            end = poll_fn(|cx| poll_chunks(&mut recv, cx, &mut chunks)).await;
+            end = poll_fn(|cx| reader.poll_chunks(cx, &mut chunks)).await;
         }
         while !chunks.is_empty() {
             let waiting = {
                 let now = inner.clock.now();
-                let round_trip = link.quic().min_rtt();
+                let round_trip = link.round_trip();
                 let mut core = inner.lock();
-                core.session.set_round_trip(round_trip);
+                if let Some(round_trip) = round_trip {
+                    core.session.set_round_trip(round_trip);
+                }
                 while let Some(input) = chunks.front_mut() {
                     // An error has already become the session's end.
                     let _ = core.session.handle_input(now, lane, input);
@@ -299,7 +308,7 @@ async fn read_lane(
                 if core.closed.is_some() || core.session.state().is_closed() {
                     drop(core);
                     inner.pump();
-                    recv.stop(0);
+                    reader.stop();
                     return;
                 }
                 !chunks.is_empty()
@@ -326,32 +335,9 @@ async fn read_lane(
     }
 }
 
-/// Gathers what has come, at least one chunk and about [`READ_MAX`] bytes at most: a chunk is what one packet brought, and locks and
-/// wakers are better shared by several. The end of the lane, if it is there.
-fn poll_chunks(
-    recv: &mut RecvStream,
-    cx: &mut Context<'_>,
-    chunks: &mut VecDeque<Bytes>,
-) -> Poll<Option<Result<(), remus_http3::ReadError>>> {
-    let mut len = 0_usize;
-    while len < READ_MAX {
-        match recv.poll_read_chunk(cx, READ_MAX) {
-            Poll::Ready(Ok(Some(chunk))) => {
-                len = len.saturating_add(chunk.len());
-                chunks.push_back(chunk);
-            }
-            Poll::Ready(Ok(None)) => return Poll::Ready(Some(Ok(()))),
-            Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
-            Poll::Pending if len == 0 => return Poll::Pending,
-            Poll::Pending => break,
-        }
-    }
-    Poll::Ready(None)
-}
-
 /// A lane broke. Mostly because the link ended, which the supervisor acts on: it has the code and the reason. Otherwise the
 /// session ends here, for a lane cannot be mended.
-async fn lane_broke(inner: &Arc<Inner>, link: &remus_http3::Session, lane: LaneId, why: &str) {
+async fn lane_broke(inner: &Arc<Inner>, link: &Link, lane: LaneId, why: &str) {
     debug!(lane = lane.0, why, "lane broke");
     if tokio::time::timeout(LINGER_MAX, link.closed())
         .await
@@ -367,20 +353,14 @@ async fn lane_broke(inner: &Arc<Inner>, link: &remus_http3::Session, lane: LaneI
 }
 
 /// Writes one lane until the session has ended and nothing is left.
-async fn write_lane(
-    inner: Arc<Inner>,
-    link: remus_http3::Session,
-    lane: LaneId,
-    mut send: SendStream,
-) {
+async fn write_lane(inner: Arc<Inner>, link: Link, lane: LaneId, mut writer: LaneWriter) {
     let mut out: VecDeque<Bytes> = VecDeque::new();
     loop {
         let more = poll_fn(|cx| inner.lock().poll_output(cx, lane, &mut out)).await;
         if !more {
             break;
         }
-        let written = send.write_chunks(out.make_contiguous()).await;
-        out.clear();
+        let written = writer.write(&mut out).await;
         inner.wrote();
         if let Err(error) = written {
             // First of all, so that an end under way does not wait for a lane that is lost.
@@ -389,10 +369,8 @@ async fn write_lane(
             return;
         }
     }
-    if send.finish().is_ok() {
-        // The peer has all of it, or wants no more, or is gone; LINGER_MAX bounds the wait from outside.
-        let _ = send.stopped().await;
-    }
+    // LINGER_MAX bounds the wait from outside.
+    writer.finish().await;
     inner.lock().writer_gone(lane);
 }
 

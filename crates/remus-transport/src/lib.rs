@@ -11,6 +11,11 @@
 mod clock;
 mod connection;
 mod driver;
+#[allow(
+    dead_code,
+    reason = "the first framed carrier comes with the next change"
+)]
+mod link;
 pub mod quic;
 mod shard;
 pub mod webtransport;
@@ -20,3 +25,4 @@ pub use connection::{
     CallReceiver, CallSender, Connection, ConnectionStatus, PeerRequest, PendingCall,
 };
 pub use driver::{Dispatch, Handler, HandlerFuture, LINGER_MAX};
+pub use link::Carrier;

@@ -17,6 +17,7 @@ use tracing::{Instrument, debug};
 
 use crate::connection::Connection;
 use crate::driver::{self, Handler};
+use crate::link::Link;
 
 /// Path of the request that opens a session.
 pub const PATH: &str = "/remus/v2";
@@ -208,7 +209,7 @@ pub async fn connect(
             authority: target.authority(),
             after: timeout,
         })??;
-    Ok(driver::client(link, config, handler)?)
+    Ok(driver::client(Link::WebTransport(link), config, handler)?)
 }
 
 /// Makes the QUIC connection: each address gets a head start over the next, the first that answers wins.
@@ -377,6 +378,7 @@ async fn open_session(request: remus_http3::SessionRequest, acceptor: Arc<dyn Ac
     };
     match outcome {
         Ok(Some(link)) => {
+            let link = Link::WebTransport(link);
             match driver::acceptor(link, acceptor.session_config(), acceptor.handler()) {
                 Ok(connection) => acceptor.opened(connection),
                 Err(error) => tracing::error!(%error, "the session's settings are wrong"),

@@ -1,0 +1,8 @@
+/** What tests share. */
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+/** A path in this repository. The tests run compiled, in `clients/typescript/.test/test`. */
+export function repository(...parts: readonly string[]): string {
+	return join(fileURLToPath(new URL("../../../..", import.meta.url)), ...parts);
+}

@@ -63,6 +63,11 @@ pub struct SessionConfig {
     pub idle_timeout: Duration,
     /// How long the lifecycle may take until calls flow. Default 10 s, range 100 ms to 120 s.
     pub handshake_timeout: Duration,
+    /// How long a session that has lost its carrier is kept, where both sides have stated feature 6; the lower of the two sides'
+    /// values wins.
+    ///
+    /// Default 60 s, range 1 s to 600 s. Longer rides out longer gaps; shorter lets go of memory, and tells callers sooner.
+    pub resume_window: Duration,
     /// Outgoing bytes that may wait in the session before calls are refused and requests are no longer taken in.
     ///
     /// Default 4 MiB, range 64 KiB to 1 GiB.
@@ -128,6 +133,7 @@ impl SessionConfig {
             limits: DEFAULT_LIMITS,
             idle_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
+            resume_window: Duration::from_secs(60),
             max_queued_bytes: 4 * 1024 * 1024,
             max_stream_queued_bytes: 256 * 1024,
             max_answer_bytes: 64 * 1024 * 1024,
@@ -240,6 +246,13 @@ impl SessionConfig {
             "100 ms to 120 s",
         )?;
         check(
+            "resume_window",
+            millis(self.resume_window),
+            1_000,
+            600_000,
+            "1 s to 600 s",
+        )?;
+        check(
             "max_queued_bytes",
             wide(self.max_queued_bytes),
             64 * 1024,
@@ -284,6 +297,19 @@ impl SessionConfig {
             "a record of at most 16 KiB",
         )?;
         Ok(())
+    }
+
+    /// States feature 6, or doesn't: whether the session may outlive its carrier. Off by default.
+    ///
+    /// What has left is then kept until the peer has taken it in: up to 8 MiB a session.
+    #[must_use]
+    pub fn with_resumption(mut self, on: bool) -> Self {
+        self.features = if on {
+            self.features.union(Features::RESUMPTION)
+        } else {
+            self.features.difference(Features::RESUMPTION)
+        };
+        self
     }
 
     /// Sets what the client presents in its first flight.

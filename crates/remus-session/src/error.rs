@@ -103,6 +103,19 @@ pub enum SessionError {
     /// The lifecycle did not reach active communication in time.
     #[error("the handshake took longer than {0} ms")]
     HandshakeTimeout(u64),
+    /// The peer says that it took in what was never sent.
+    #[error("lane {lane}: {offset} bytes are said to be taken in, {sent} were sent")]
+    WrongOffset {
+        /// The lane.
+        lane: u16,
+        /// What the peer says.
+        offset: u64,
+        /// What this side has sent in this epoch.
+        sent: u64,
+    },
+    /// A frame that the last carrier has cut did not come again as it was.
+    #[error("stream {stream}: the frame that was cut did not come again", stream = .0.0)]
+    WrongReplay(StreamId),
     /// The peer asked for something that this side does not offer on this session.
     #[error("{0} is not offered on this session")]
     NotOffered(&'static str),
@@ -130,7 +143,8 @@ impl SessionError {
             Self::ControlFlood | Self::NotReading(_) => ErrorCode::CONTROL_FLOOD,
             Self::UnsupportedVersion { .. } => ErrorCode::UNSUPPORTED_VERSION,
             Self::UnsupportedExtension(_) => ErrorCode::UNSUPPORTED_EXTENSION,
-            Self::LimitTooLow { .. } => ErrorCode::MALFORMED,
+            Self::LimitTooLow { .. } | Self::WrongReplay(_) => ErrorCode::MALFORMED,
+            Self::WrongOffset { .. } => ErrorCode::FLOW_CONTROL,
             Self::IdleTimeout(_) => ErrorCode::IDLE_TIMEOUT,
             Self::HandshakeTimeout(_) => ErrorCode::HANDSHAKE_TIMEOUT,
             Self::NotOffered(_) => ErrorCode::UNIMPLEMENTED,

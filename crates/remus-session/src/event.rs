@@ -5,7 +5,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use remus_wire::{
     AuthenticationRecord, ErrorCode, ErrorRecord, Features, Limits, Message, NodeId, NodeType,
-    Query, QueryAnswer, RequestId, Shutdown, Text, Timestamp, Version, VersionRecord,
+    Query, QueryAnswer, RequestId, ResumeToken, Shutdown, Text, Timestamp, Version, VersionRecord,
 };
 
 use crate::{CallKey, CloseReason};
@@ -30,6 +30,10 @@ pub struct Grant {
     pub claims: Text,
     /// Whether the session counts as authenticated, so that messages marked Requires Auth are taken.
     pub authenticated: bool,
+    /// What resumes the session when it has lost its carrier: 32 bytes from a generator that nobody can foresee.
+    ///
+    /// Only that of the first grant counts, and only where both sides have stated feature 6; [`ResumeToken::NONE`]: nothing does.
+    pub token: ResumeToken,
 }
 
 /// What both sides have settled when the session becomes active.
@@ -105,6 +109,18 @@ pub enum Event {
     Uncongested,
     /// A heartbeat came back: [`Session::path`](crate::Session::path) has changed.
     PathMeasured,
+    /// The carrier is gone, and the session waits for another one: calls, streams and deadlines go on existing.
+    ///
+    /// Client: go on with [`Session::attach`](crate::Session::attach). Where the session noticed by itself, by silence, the carrier is to
+    /// be closed. Ends with [`Event::Resumed`], or with [`Event::Closed`] and LOSS_OF_SESSION.
+    Suspended {
+        /// Why, as a code.
+        code: ErrorCode,
+        /// Why, for people.
+        reason: String,
+    },
+    /// The session goes on, on another carrier. Nothing was lost and nothing came twice.
+    Resumed,
     /// The peer announced its end.
     ShuttingDown(Box<Shutdown>),
     /// Acceptor: the peer's offer, for the record.

@@ -8,10 +8,11 @@ use std::collections::VecDeque;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use remus_wire::{DecodeError, Frame, FrameHeader, FrameType, Message, StreamId};
 
+use crate::log::Log;
 use crate::stream::Stream;
 
 /// One lane of the carrier. Lane 0 always exists and carries the control stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub u16);
 
 impl LaneId {
@@ -24,7 +25,7 @@ impl LaneId {
 }
 
 /// Most lanes of one session, lane 0 included: beyond sixteen, loss on one lane hurts the others no less.
-pub const LANES_MAX: u16 = 16;
+pub const LANES_MAX: u16 = remus_wire::MAX_LANES;
 
 /// Bytes that may stand ready on one lane before the session stops adding to them.
 ///
@@ -126,6 +127,12 @@ impl Ready {
         }
     }
 
+    /// Bytes of a frame that was encoded before.
+    pub(crate) fn put_again(&mut self, piece: &Bytes) {
+        self.make_room(0);
+        self.put_payload(piece);
+    }
+
     fn header(&mut self, stream: StreamId, kind: FrameType, len: usize) {
         self.make_room(Frame::HEADER_LEN);
         let len = u32::try_from(len).unwrap_or(u32::MAX);
@@ -217,7 +224,18 @@ struct Rest {
     stream: StreamId,
     kind: FrameType,
     len: usize,
+    /// Length of its whole payload.
+    whole: usize,
     first: bool,
+}
+
+/// A frame that the carrier has cut, and of which pieces were handed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CutFrame {
+    pub(crate) stream: StreamId,
+    pub(crate) kind: FrameType,
+    /// Bytes of its payload that were handed on.
+    pub(crate) taken: usize,
 }
 
 /// What a [`FrameReader`] finds.
@@ -317,6 +335,7 @@ impl FrameReader {
                 stream,
                 kind,
                 len,
+                whole: len,
                 first: true,
             });
         }
@@ -346,6 +365,24 @@ impl FrameReader {
         !self.partial.is_empty() || self.rest.is_some()
     }
 
+    /// Bytes that were read of a frame that has not all come.
+    pub(crate) fn unfinished_len(&self) -> usize {
+        self.rest.as_ref().map_or(self.partial.len(), |rest| {
+            Frame::HEADER_LEN.saturating_add(rest.whole.saturating_sub(rest.len))
+        })
+    }
+
+    /// The frame that has not all come, where pieces of it were handed on.
+    pub(crate) fn cut(&self) -> Option<CutFrame> {
+        let rest = self.rest.as_ref()?;
+        let taken = rest.whole.saturating_sub(rest.len);
+        (taken > 0).then_some(CutFrame {
+            stream: rest.stream,
+            kind: rest.kind,
+            taken,
+        })
+    }
+
     fn fill(&mut self, input: &mut Bytes, target: usize) {
         let missing = target.saturating_sub(self.partial.len()).min(input.len());
         if missing > 0 {
@@ -360,6 +397,28 @@ pub(crate) struct Lane {
     pub(crate) ready: Ready,
     pub(crate) turns: Turns,
     pub(crate) reader: FrameReader,
+    /// What has left and may have to leave again.
+    pub(crate) log: Log,
+    pub(crate) intake: Intake,
+}
+
+/// How much of a lane was taken in since the epoch began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Intake {
+    /// Bytes that were read, an unfinished frame's included.
+    pub(crate) read: u64,
+    /// What the peer was told of, in bytes of whole frames.
+    pub(crate) told: u64,
+    /// Bytes since then of frames that nobody needs to hear of: acknowledgements and heartbeats.
+    pub(crate) quiet: u64,
+}
+
+impl Lane {
+    /// Bytes of whole frames taken in since the epoch began.
+    pub(crate) fn taken_in(&self) -> u64 {
+        let unfinished = u64::try_from(self.reader.unfinished_len()).unwrap_or(u64::MAX);
+        self.intake.read.saturating_sub(unfinished)
+    }
 }
 
 #[cfg(test)]

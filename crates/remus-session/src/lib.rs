@@ -24,6 +24,8 @@ mod error;
 mod event;
 mod lane;
 mod liveness;
+mod log;
+mod resumption;
 mod session;
 mod state;
 mod stream;
@@ -37,6 +39,7 @@ pub use error::{CallError, CloseReason, SendError, SessionError};
 pub use event::{Event, Grant, Incoming, Negotiated, Side};
 pub use lane::{LANES_MAX, LaneId};
 pub use liveness::PathEstimate;
+pub use resumption::{CarrierInfo, Peeked, ResumeError, ResumeRequest, peek_resume, refuse_resume};
 #[doc(hidden)]
 pub use session::Occupancy;
 pub use session::{Session, Statistics};

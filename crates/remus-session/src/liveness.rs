@@ -70,6 +70,15 @@ impl Liveness {
         self.next_probe = Timestamp(now.0.saturating_add(self.idle_us / 3));
     }
 
+    /// Calls flow from now on by another way: what was measured does not hold for it.
+    pub(crate) fn start_path(&mut self, now: Timestamp) {
+        self.start(now);
+        self.estimate = None;
+        self.recent = [(u64::MAX, 0); OFFSET_WINDOW];
+        self.exchanges = 0;
+        self.last_probe = Timestamp::ZERO;
+    }
+
     pub(crate) fn idle_ms(&self) -> u64 {
         self.idle_us / 1000
     }

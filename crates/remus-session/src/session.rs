@@ -3,6 +3,7 @@
 mod calls;
 mod control;
 mod receive;
+mod resume;
 mod transmit;
 
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use crate::error::{CloseReason, SessionError};
 use crate::event::{Event, Grant, Negotiated, Side};
 use crate::lane::{LANES_MAX, Lane, LaneId};
 use crate::liveness::{Liveness, PathEstimate};
+use crate::resumption::Resumption;
 use crate::state::{Input, State};
 use crate::stream::Stream;
 
@@ -75,6 +77,10 @@ pub struct Statistics {
     pub bytes_in: u64,
     /// Bytes of frames handed to the carrier.
     pub bytes_out: u64,
+    /// How often the session went on on another carrier.
+    pub resumptions: u64,
+    /// Bytes that were sent again for that.
+    pub replayed_bytes: u64,
     /// Timestamps of the peer that were more than [`CLOCK_SKEW_MAX`](crate::CLOCK_SKEW_MAX) ahead.
     pub timestamps_clamped: u64,
 }
@@ -155,6 +161,7 @@ pub struct Session {
     armed: Option<Timestamp>,
     closing: Option<Closing>,
     query_id: Option<u32>,
+    resumption: Resumption,
     statistics: Statistics,
 }
 
@@ -325,6 +332,10 @@ impl Session {
             armed: None,
             closing: None,
             query_id: None,
+            resumption: Resumption::new(
+                config.features.contains(Features::RESUMPTION),
+                micros(config.resume_window),
+            ),
             statistics: Statistics::default(),
             config,
         })
@@ -384,7 +395,9 @@ impl Session {
     /// Bytes that wait to be sent.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
-        self.queued_bytes.saturating_add(self.ready_bytes)
+        self.queued_bytes
+            .saturating_add(self.ready_bytes)
+            .saturating_add(self.resumption.waiting)
     }
 
     /// Whether so much waits to be sent that requests are not handed out; [`Event::Uncongested`] follows.
@@ -487,7 +500,9 @@ impl Session {
         if self.state.is_closed() {
             return None;
         }
-        let mut at = if self.state.is_open() {
+        let mut at = if let Some(at) = self.resume_timeout() {
+            at
+        } else if self.state.is_open() {
             self.live.expires_at().min(self.live.probe_at())
         } else {
             self.handshake_deadline
@@ -506,9 +521,18 @@ impl Session {
         if self.state.is_closed() {
             return;
         }
-        if self.state.is_open() && now >= self.live.expires_at() {
-            self.fail(&SessionError::IdleTimeout(self.live.idle_ms()));
+        let attached = self.resumption.is_attached();
+        if !attached && self.handle_resume_timeout(now) {
             return;
+        }
+        if attached && self.state.is_open() && now >= self.live.expires_at() {
+            let error = SessionError::IdleTimeout(self.live.idle_ms());
+            if self.is_resumable() {
+                self.suspend(now, error.code(), &error.to_string());
+            } else {
+                self.fail(&error);
+                return;
+            }
         }
         if !self.state.is_open() && now >= self.handshake_deadline {
             let limit =
@@ -532,7 +556,7 @@ impl Session {
             return;
         }
         self.expire_calls(now);
-        if self.state.is_open() && now >= self.live.probe_at() {
+        if self.resumption.is_attached() && self.state.is_open() && now >= self.live.probe_at() {
             self.send_probe(now);
         }
     }
@@ -555,6 +579,10 @@ impl Session {
             return;
         }
         let (reason, url) = (cut(reason), cut(url));
+        if self.is_suspended() {
+            self.abort(code, reason); // nobody is there to hear of it
+            return;
+        }
         self.closing = Some(Closing {
             by_us: true,
             deadline: Timestamp(now.0.saturating_add(micros(grace))),
@@ -603,9 +631,9 @@ impl Session {
         );
     }
 
-    /// The carrier ended: with the peer's code and reason if it gave them.
+    /// The carrier ended, and the session with it: with the peer's code and reason if it gave them.
     ///
-    /// Resumption on another carrier is not part of this version's features, so the session ends with its carrier.
+    /// For a carrier that was lost, and a session that may be resumed on another, call [`Session::suspend`] instead.
     pub fn carrier_lost(&mut self, code: ErrorCode, reason: &str) {
         self.close(
             CloseReason {
@@ -661,6 +689,7 @@ impl Session {
         }
         self.queued_bytes = 0;
         self.assembling = 0;
+        self.drop_logs();
         self.events.push_back(Event::Closed(reason));
         self.dirty = u32::MAX;
     }
@@ -684,6 +713,7 @@ impl Session {
             return;
         };
         self.state = next;
+        self.drop_logs();
         self.events.push_back(Event::Closed(CloseReason {
             code,
             reason,

@@ -125,14 +125,11 @@ impl SendHalf {
 /// In µs.
 const HOSTS_US: u64 = 250;
 
-/// How far a window grows because the hosts, not the path, hold the sender up, in bytes.
-///
-/// What stands in it stands in front of small calls, whose p99 should rise less than five times beside a bulk stream.
-const HOSTS_WINDOW: u32 = 256 * 1024;
-
 /// What the peer sends.
 #[derive(Debug, Default)]
 pub(crate) struct RecvHalf {
+    /// The lane that it comes on: after a resumption [`ANY_LANE`], until the first of it has come.
+    pub(crate) lane: LaneId,
     pub(crate) offset: u64,
     pub(crate) consumed: u64,
     pub(crate) granted: u64,
@@ -179,7 +176,8 @@ impl RecvHalf {
         let elapsed = now.0.saturating_sub(self.granted_at.0);
         if taken >= u64::from(self.window / 2) {
             let by_path = elapsed < round_trip_us / 4 * 3;
-            let by_hosts = elapsed < HOSTS_US && self.window < HOSTS_WINDOW;
+            // What stands in front of small calls there is bounded by what the carrier has in flight, not by this window.
+            let by_hosts = elapsed < HOSTS_US;
             if by_path || by_hosts {
                 self.window = self.window.saturating_mul(2).min(max.max(self.window));
             }
@@ -191,11 +189,16 @@ impl RecvHalf {
     }
 }
 
+/// The lane of a direction of which nothing has come yet: whichever comes first.
+pub(crate) const ANY_LANE: LaneId = LaneId(u16::MAX);
+
 /// One stream ID and whoever uses it now.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    /// The lane of both directions: once chosen, the ID keeps it, so that its uses cannot overtake each other.
+    /// The lane that our direction takes: the ID keeps it while the carrier lasts, so that its uses cannot overtake each other.
     pub(crate) lane: LaneId,
+    /// The lane that it takes where the carrier has it.
+    pub(crate) home: LaneId,
     pub(crate) send: SendHalf,
     pub(crate) recv: RecvHalf,
     pub(crate) call: Option<CallKey>,
@@ -211,11 +214,13 @@ impl Stream {
     pub(crate) fn new(lane: LaneId, send_limit: u32, recv_window: u32) -> Self {
         Self {
             lane,
+            home: lane,
             send: SendHalf {
                 limit: send_limit.into(),
                 ..SendHalf::default()
             },
             recv: RecvHalf {
+                lane,
                 granted: recv_window.into(),
                 window: recv_window,
                 ..RecvHalf::default()
@@ -304,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_hold_the_sender_up_widen_the_window_a_little() {
+    fn hosts_that_hold_the_sender_up_widen_the_window() {
         let mut half = RecvHalf {
             granted: 65_536,
             window: 65_536,
@@ -317,6 +322,10 @@ mod tests {
             now += HOSTS_US - 1;
             half.grant(Timestamp(now), 10, 4 << 20);
         }
-        assert_eq!(half.window, HOSTS_WINDOW, "and no further");
+        assert_eq!(half.window, 4 << 20, "as far as it may");
+        half.window = 65_536;
+        half.consumed += 65_536;
+        half.grant(Timestamp(now + HOSTS_US), 10, 4 << 20);
+        assert_eq!(half.window, 65_536, "a slow reader is given no more");
     }
 }

@@ -14,6 +14,9 @@ pub const DEFAULT_MAX_FRAME: u32 = 64 * 1024;
 /// Largest payload that a frame may ever have, in bytes: what a peer states above it is malformed.
 pub const MAX_FRAME: u32 = 16 * 1024 * 1024;
 
+/// Most lanes of a carrier, lane 0 included: beyond sixteen, loss on one lane hurts the others no less.
+pub const MAX_LANES: u16 = 16;
+
 codes! {
     /// What a frame is. Types from 0x8000 on may be skipped by who doesn't know them.
     pub struct FrameType(u16) {
@@ -31,6 +34,8 @@ codes! {
         STOP = 0x0006,
         /// A message that lies in a shared region.
         REFERENCE = 0x0007,
+        /// How much of a lane was taken in.
+        ACK = 0x0008,
     }
 }
 
@@ -142,6 +147,10 @@ impl FrameHeader {
                 4..12 => ("REFERENCE", "offset", 16, 16),
                 _ => ("REFERENCE", "length", 16, 16),
             },
+            FrameType::ACK => match self.len {
+                0..2 => ("ACK", "lane", 10, 10),
+                _ => ("ACK", "offset", 10, 10),
+            },
             kind if kind.is_ignorable() => ("FRAME", "payload", 0, u32::MAX),
             FrameType(0) => {
                 return Err(DecodeError::ZeroFrameType(frame_at("type", 2)));
@@ -163,9 +172,10 @@ impl FrameHeader {
             });
         }
         if self.len < shortest {
-            let offset = match field {
-                "offset" => Self::LEN + 4,
-                "length" => Self::LEN + 12,
+            let offset = match (record, field) {
+                ("ACK", "offset") => Self::LEN + 2,
+                (_, "offset") => Self::LEN + 4,
+                (_, "length") => Self::LEN + 12,
                 _ => Self::LEN,
             };
             return Err(DecodeError::Truncated(At {
@@ -225,6 +235,15 @@ pub enum FrameBody {
         offset: u64,
         /// The message's length, in bytes.
         len: u32,
+    },
+    /// How much the sender has taken in of a lane: what lies before needs not be kept for a resumption.
+    ///
+    /// Absolute, as [`FrameBody::Credit`] is.
+    Ack {
+        /// Which lane. That there is one of this number is the session's to judge.
+        lane: u16,
+        /// Bytes of whole frames, their headers included, since the epoch began.
+        offset: u64,
     },
     /// A frame that was skipped, because its type is unknown and allows it. Encodes with an empty payload.
     Ignored(FrameType),
@@ -314,6 +333,10 @@ impl Frame {
                 out.put_u64(*offset);
                 out.put_u32(*len);
             }
+            FrameBody::Ack { lane, offset } => {
+                out.put_u16(*lane);
+                out.put_u64(*offset);
+            }
             FrameBody::Ignored(_) => {}
         }
     }
@@ -331,6 +354,7 @@ impl FrameBody {
             Self::Reset(_) => FrameType::RESET,
             Self::Stop(_) => FrameType::STOP,
             Self::Reference { .. } => FrameType::REFERENCE,
+            Self::Ack { .. } => FrameType::ACK,
             Self::Ignored(kind) => *kind,
         }
     }
@@ -343,6 +367,7 @@ impl FrameBody {
             Self::Credit { .. } => 8,
             Self::Reset(_) | Self::Stop(_) => 4,
             Self::Reference { .. } => 16,
+            Self::Ack { .. } => 10,
             Self::Ignored(_) => 0,
         }
     }
@@ -383,6 +408,13 @@ impl FrameBody {
                     offset,
                     len,
                 }
+            }
+            FrameType::ACK => {
+                let mut reader = crate::Reader::at_offset("ACK", payload, Frame::HEADER_LEN);
+                let lane = reader.u16("lane")?;
+                let offset = reader.u64("offset")?;
+                reader.finish()?;
+                Self::Ack { lane, offset }
             }
             kind => Self::Ignored(kind),
         })

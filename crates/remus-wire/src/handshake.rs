@@ -8,13 +8,10 @@ use core::fmt;
 use bytes::{BufMut, Bytes};
 
 use crate::{
-    AuthenticationRecord, DecodeError, ErrorRecord, Reader, StreamId, Text, Timestamp,
+    AuthenticationRecord, DecodeError, ErrorRecord, MAX_LANES, Reader, Text, Timestamp,
     VersionRecord,
     reader::{put_blob, put_len, put_text},
 };
-
-/// Most streams of one resume: all that a session can have open at once, without the control stream.
-pub const MAX_RESUMED_STREAMS: u32 = 65_535;
 
 const OFFER: u8 = 1;
 const ACCEPT: u8 = 2;
@@ -42,8 +39,8 @@ pub enum Handshake {
     Refused(ErrorRecord),
     /// 7: the client takes up a session that lost its carrier.
     Resume(Resume),
-    /// 8: the session goes on; how far the acceptor has taken in each stream, as in [`Resume::streams`].
-    Resumed(Vec<StreamOffset>),
+    /// 8: the session goes on; how much the acceptor has taken in of each lane, as in [`Resume::lanes`].
+    Resumed(Vec<LaneOffset>),
 }
 
 /// Step 5: the session stands.
@@ -64,22 +61,34 @@ pub struct Authenticated {
 pub struct Resume {
     /// What step 5 gave.
     pub token: ResumeToken,
-    /// How far the client has taken in each open stream. At most [`MAX_RESUMED_STREAMS`], each once.
-    pub streams: Vec<StreamOffset>,
+    /// How much the client has taken in of each lane of the carrier that it lost. At most [`MAX_LANES`], each once; a lane that is
+    /// missing brought nothing.
+    pub lanes: Vec<LaneOffset>,
 }
 
-/// How far a stream was taken in.
+/// How much of a lane was taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamOffset {
-    /// Which stream; never the control stream, which is not replayed.
-    pub stream: StreamId,
-    /// Payload bytes from the stream's start.
+pub struct LaneOffset {
+    /// Which lane, below [`MAX_LANES`].
+    pub lane: u16,
+    /// Bytes of whole frames, their headers included, since the epoch began.
     pub offset: u64,
 }
 
 /// A secret that resumes a session. `Debug` leaves it out.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ResumeToken(pub [u8; 32]);
+
+impl ResumeToken {
+    /// 32 zero bytes: resumes nothing.
+    pub const NONE: Self = Self([0; 32]);
+
+    /// Whether this is [`ResumeToken::NONE`].
+    #[must_use]
+    pub fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+}
 
 impl fmt::Debug for ResumeToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,8 +121,8 @@ impl Handshake {
             Self::Challenge(bytes) => 4 + bytes.len(),
             Self::Authenticated(step) => 48 + step.claims.as_bytes().len(),
             Self::Refused(record) => record.encoded_len(),
-            Self::Resume(step) => 32 + offsets_len(&step.streams),
-            Self::Resumed(streams) => offsets_len(streams),
+            Self::Resume(step) => 32 + offsets_len(&step.lanes),
+            Self::Resumed(lanes) => offsets_len(lanes),
         }
     }
 
@@ -133,9 +142,9 @@ impl Handshake {
             Self::Refused(record) => record.encode(out),
             Self::Resume(step) => {
                 out.put_slice(&step.token.0);
-                put_offsets(out, &step.streams);
+                put_offsets(out, &step.lanes);
             }
-            Self::Resumed(streams) => put_offsets(out, streams),
+            Self::Resumed(lanes) => put_offsets(out, lanes),
         }
     }
 
@@ -143,7 +152,7 @@ impl Handshake {
     ///
     /// # Errors
     ///
-    /// [`DecodeError`], with [`DecodeError::Reserved`] for an unknown step and for an offset of the control stream.
+    /// [`DecodeError`], with [`DecodeError::Reserved`] for an unknown step and for a lane of [`MAX_LANES`] or above.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("Handshake", bytes);
         let at = reader.at("step");
@@ -161,7 +170,7 @@ impl Handshake {
             REFUSED => Self::Refused(ErrorRecord::read(&mut reader)?),
             RESUME => Self::Resume(Resume {
                 token: ResumeToken(reader.array("token")?),
-                streams: read_offsets(&mut reader)?,
+                lanes: read_offsets(&mut reader)?,
             }),
             RESUMED => Self::Resumed(read_offsets(&mut reader)?),
             value => {
@@ -176,58 +185,38 @@ impl Handshake {
     }
 }
 
-fn offsets_len(streams: &[StreamOffset]) -> usize {
-    4 + streams.len() * 10
+fn offsets_len(lanes: &[LaneOffset]) -> usize {
+    4 + lanes.len() * 10
 }
 
-fn put_offsets(out: &mut impl BufMut, streams: &[StreamOffset]) {
-    put_len(out, streams.len());
-    for entry in streams {
-        out.put_u16(entry.stream.0);
+fn put_offsets(out: &mut impl BufMut, lanes: &[LaneOffset]) {
+    put_len(out, lanes.len());
+    for entry in lanes {
+        out.put_u16(entry.lane);
         out.put_u64(entry.offset);
     }
 }
 
-fn read_offsets(reader: &mut Reader) -> Result<Vec<StreamOffset>, DecodeError> {
-    let count = reader.count("stream_count", MAX_RESUMED_STREAMS)?;
-    let mut streams = Vec::new();
-    let mut seen = StreamSet::default();
+fn read_offsets(reader: &mut Reader) -> Result<Vec<LaneOffset>, DecodeError> {
+    let count = reader.count("lane_count", MAX_LANES.into())?;
+    let mut lanes: Vec<LaneOffset> = Vec::new();
     for _ in 0..count {
-        let at = reader.at("stream");
-        let stream = StreamId(reader.u16("stream")?);
-        if stream.is_control() {
-            return Err(DecodeError::Reserved { at, value: 0 });
+        let at = reader.at("lane");
+        let lane = reader.u16("lane")?;
+        if lane >= MAX_LANES {
+            return Err(DecodeError::Reserved {
+                at,
+                value: lane.into(),
+            });
         }
-        if !seen.insert(stream) {
+        if lanes.iter().any(|other| other.lane == lane) {
             return Err(DecodeError::Duplicate {
                 at,
-                value: stream.0.into(),
+                value: lane.into(),
             });
         }
         let offset = reader.u64("offset")?;
-        streams.push(StreamOffset { stream, offset });
+        lanes.push(LaneOffset { lane, offset });
     }
-    Ok(streams)
-}
-
-/// Which streams were seen, a bit each: 8 KiB at most.
-#[derive(Default)]
-struct StreamSet(Vec<u8>);
-
-impl StreamSet {
-    /// Adds a stream; false where it was there.
-    fn insert(&mut self, stream: StreamId) -> bool {
-        let byte = usize::from(stream.0 / 8);
-        let bit = 1 << (stream.0 % 8);
-        if self.0.len() <= byte {
-            self.0.resize(byte + 1, 0);
-        }
-        match self.0.get_mut(byte) {
-            Some(bits) if *bits & bit == 0 => {
-                *bits |= bit;
-                true
-            }
-            _ => false,
-        }
-    }
+    Ok(lanes)
 }

@@ -135,6 +135,9 @@ impl ExtensionId {
     /// The idle timeout in ms, a `u32`.
     pub const IDLE_TIMEOUT: Self = Self(1);
 
+    /// The resume window in ms, a `u32`.
+    pub const RESUME_WINDOW: Self = Self(2);
+
     const MUST_UNDERSTAND: u16 = 0x8000;
 
     /// The number, without the bit that says whether it must be understood.
@@ -152,7 +155,10 @@ impl ExtensionId {
     /// Whether this crate knows what it means.
     #[must_use]
     pub const fn is_known(self) -> bool {
-        self.number() == Self::IDLE_TIMEOUT.0
+        matches!(
+            Self(self.number()),
+            Self::IDLE_TIMEOUT | Self::RESUME_WINDOW
+        )
     }
 }
 
@@ -217,17 +223,35 @@ impl VersionRecord {
     /// The silence after which the sender takes the peer for lost, in whole ms; `None` where it doesn't say.
     #[must_use]
     pub fn idle_timeout(&self) -> Option<Duration> {
-        let value: &[u8] = self.extension(ExtensionId::IDLE_TIMEOUT)?;
-        let ms = u32::from_be_bytes(value.try_into().ok()?);
-        Some(Duration::from_millis(ms.into()))
+        self.millis(ExtensionId::IDLE_TIMEOUT)
     }
 
     /// Sets [`idle_timeout`](Self::idle_timeout), rounded up to whole ms.
     pub fn set_idle_timeout(&mut self, timeout: Duration) {
-        let id = ExtensionId::IDLE_TIMEOUT;
+        self.set_millis(ExtensionId::IDLE_TIMEOUT, timeout);
+    }
+
+    /// How long the sender keeps a session that has lost its carrier, in whole ms; `None` where it doesn't say.
+    #[must_use]
+    pub fn resume_window(&self) -> Option<Duration> {
+        self.millis(ExtensionId::RESUME_WINDOW)
+    }
+
+    /// Sets [`resume_window`](Self::resume_window), rounded up to whole ms.
+    pub fn set_resume_window(&mut self, window: Duration) {
+        self.set_millis(ExtensionId::RESUME_WINDOW, window);
+    }
+
+    fn millis(&self, id: ExtensionId) -> Option<Duration> {
+        let value: &[u8] = self.extension(id)?;
+        let ms = u32::from_be_bytes(value.try_into().ok()?);
+        Some(Duration::from_millis(ms.into()))
+    }
+
+    fn set_millis(&mut self, id: ExtensionId, duration: Duration) {
         self.extensions
             .retain(|extension| extension.id.number() != id.number());
-        let value = Bytes::copy_from_slice(&millis(timeout).to_be_bytes());
+        let value = Bytes::copy_from_slice(&millis(duration).to_be_bytes());
         self.extensions.push(Extension { id, value });
     }
 
@@ -276,7 +300,7 @@ impl VersionRecord {
                 }
                 let at = reader.at("extension_value");
                 let value = reader.blob("extension_value")?;
-                if id.number() == ExtensionId::IDLE_TIMEOUT.0 && value.len() != 4 {
+                if id.is_known() && value.len() != 4 {
                     return Err(DecodeError::WrongLength {
                         at,
                         len: length(value.len()),

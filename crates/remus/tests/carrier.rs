@@ -430,7 +430,7 @@ async fn a_session_is_not_resumed() {
     let mut visitor = Visitor::new(&host, SessionConfig::client()).await;
     let resume = Handshake::Resume(Resume {
         token: ResumeToken([7; 32]),
-        streams: Vec::new(),
+        lanes: Vec::new(),
     });
     visitor.send.write_all(&handshake(&resume)).await.unwrap();
     let (stream, _, bytes) = next_frame(&mut visitor.recv).await;

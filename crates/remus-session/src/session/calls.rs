@@ -15,7 +15,7 @@ use crate::call::{Answer, Batch, Call, CallKey, Outgoing, PeerId, Received, Shap
 use crate::error::{CallError, SendError, SessionError};
 use crate::event::{Event, Incoming, Side};
 use crate::lane::{LANES_MAX, LaneId};
-use crate::stream::Stream;
+use crate::stream::{ANY_LANE, Stream};
 
 /// Length of an answer that only says that the answers together are too large for the caller, in bytes. As many as a batch may
 /// have calls fit the smallest limit.
@@ -283,9 +283,19 @@ impl Session {
             } else {
                 LaneId::ZERO
             };
-        let Some(stream) = self.stream_slot(id, lane) else {
+        let resumed = self.resumption.epoch > 1;
+        let there = if lane.0 < self.resumption.carrier.lanes() {
+            lane
+        } else {
+            LaneId::ZERO
+        };
+        let Some(stream) = self.stream_slot(id, there) else {
             return Err(CallError::TooManyStreams { limit });
         };
+        stream.home = lane;
+        if resumed {
+            stream.recv.lane = ANY_LANE; // the answerer may take the lane of the request, now that the ID is used anew
+        }
         stream.reopen(class);
         self.open_streams = self.open_streams.saturating_add(1);
         Ok(id)

@@ -3,10 +3,10 @@
 use bytes::{Bytes, BytesMut};
 use core::time::Duration;
 use remus_wire::{
-    Authenticated, AuthenticationRecord, Capabilities, Capability, ErrorCode, ErrorRecord, Frame,
-    FrameHeader, FrameType, Handshake, Heartbeat, Limits, MAX_ANSWERS, Message, MessageType, Query,
-    QueryAnswer, RequestId, ResumeToken, Schema, Shutdown, StreamId, Text, Timestamp, Version,
-    VersionRecord,
+    Authenticated, AuthenticationRecord, Capabilities, Capability, ErrorCode, ErrorRecord,
+    Features, Frame, FrameHeader, FrameType, Handshake, Heartbeat, Limits, MAX_ANSWERS, Message,
+    MessageType, Query, QueryAnswer, RequestId, Schema, Shutdown, StreamId, Text, Timestamp,
+    Version, VersionRecord,
 };
 
 use super::{Closing, Session, fitted, micros};
@@ -34,6 +34,9 @@ impl Session {
     fn version_record(&self) -> VersionRecord {
         let mut record = VersionRecord::new(self.config.features);
         record.set_idle_timeout(self.config.idle_timeout);
+        if self.config.features.contains(Features::RESUMPTION) {
+            record.set_resume_window(self.config.resume_window);
+        }
         record
     }
 
@@ -239,7 +242,7 @@ impl Session {
                 self.on_refused(record);
                 Ok(())
             }
-            (Side::Acceptor, Handshake::Resume(_)) => {
+            (Side::Acceptor, Handshake::Resume(_)) if self.state == State::VersionNegotiation => {
                 let error = ErrorRecord::new(
                     ErrorCode::LOSS_OF_SESSION,
                     Text::from_static("sessions are not kept after their carrier is lost"),
@@ -255,7 +258,7 @@ impl Session {
     }
 
     /// The session will not be, or will not go on. What was called before it was active did not run.
-    fn on_refused(&mut self, record: ErrorRecord) {
+    pub(super) fn on_refused(&mut self, record: ErrorRecord) {
         let reason = if record.message.is_empty() {
             record.code.to_string()
         } else {
@@ -313,6 +316,7 @@ impl Session {
         };
         self.features = self.config.features.intersection(offer.features);
         self.settle_idle_timeout(now, &offer);
+        self.settle_resumption(&offer);
         let mut accept = self.version_record();
         accept.version = self.version;
         accept.features = self.features;
@@ -335,6 +339,7 @@ impl Session {
         self.version = accepted.version;
         self.features = self.config.features.intersection(accepted.features);
         self.settle_idle_timeout(now, accepted);
+        self.settle_resumption(accepted);
         Ok(())
     }
 
@@ -348,6 +353,16 @@ impl Session {
         let idle = self.config.idle_timeout.min(theirs);
         self.live
             .set_idle_ms(now, u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Whether the session may outlive its carrier, and for how long: the lower of what both sides state.
+    fn settle_resumption(&mut self, theirs: &VersionRecord) {
+        if !self.features.contains(Features::RESUMPTION) {
+            self.drop_logs();
+            return;
+        }
+        let ours = self.config.resume_window;
+        self.resumption.window_us = micros(theirs.resume_window().map_or(ours, |w| w.min(ours)));
     }
 
     fn on_capability(&mut self, now: Timestamp, record: &Capability) -> Result<(), SessionError> {
@@ -412,11 +427,16 @@ impl Session {
         }
         self.advance(input)?;
         self.authenticating = false;
+        if input == Input::Identity && self.features.contains(Features::RESUMPTION) {
+            // That of a renewal may be late: it says nothing.
+            self.resumption.token = granted.token;
+        }
         let grant = Grant {
             session: granted.session,
             expires: granted.expires,
             claims: granted.claims,
             authenticated: true,
+            token: self.resumption.token,
         };
         if let Some(negotiated) = &mut self.negotiated {
             negotiated.grant = grant.clone();
@@ -505,10 +525,12 @@ impl Session {
         if self.advance(input).is_err() {
             return;
         }
+        if input == Input::Identity && self.features.contains(Features::RESUMPTION) {
+            self.resumption.token = grant.token;
+        }
         let record = Authenticated {
             session: grant.session,
-            // Resumption is not among the features of this version: a token of zeros resumes nothing.
-            token: ResumeToken([0; 32]),
+            token: self.resumption.token,
             expires: grant.expires,
             claims: grant.claims.clone(),
         };
@@ -587,7 +609,7 @@ impl Session {
 
     /// Asks the peer for a heartbeat now, or as soon as 8 ms have passed since the last; [`Session::path`] tells what it measured.
     pub fn probe(&mut self, now: Timestamp) {
-        if self.state.is_open() && self.live.may_probe(now) {
+        if self.state.is_open() && self.resumption.is_attached() && self.live.may_probe(now) {
             self.send_probe(now);
         }
     }
@@ -607,6 +629,7 @@ impl Session {
         heartbeat: &Heartbeat,
         may_be_lost: bool,
     ) {
+        self.note_acks();
         let mut payload = BytesMut::with_capacity(Heartbeat::LEN);
         heartbeat.encode(&mut payload);
         let message = Message {
@@ -614,9 +637,7 @@ impl Session {
             timestamp: now,
             ..Message::new(MessageType::HEARTBEAT, payload.freeze())
         };
-        if may_be_lost
-            && self.features.contains(remus_wire::Features::DATAGRAMS)
-            && self.carrier_has_datagrams
+        if may_be_lost && self.features.contains(Features::DATAGRAMS) && self.carrier_has_datagrams
         {
             let mut datagram = BytesMut::with_capacity(Frame::HEADER_LEN + message.encoded_len());
             let header = FrameHeader {
@@ -642,6 +663,9 @@ impl Session {
         datagram: bool,
     ) -> Result<(), SessionError> {
         let heartbeat = Heartbeat::decode(message.payload.clone())?;
+        if !datagram {
+            self.note_quiet(Frame::HEADER_LEN.saturating_add(message.encoded_len()));
+        }
         if self.live.on_heartbeat(now, message.timestamp, &heartbeat) {
             self.events.push_back(Event::PathMeasured);
         }

@@ -14,7 +14,7 @@ use crate::error::SessionError;
 use crate::event::{Event, Side};
 use crate::lane::{LANES_MAX, LaneId, Taken};
 use crate::state::State;
-use crate::stream::Stream;
+use crate::stream::{ANY_LANE, Stream};
 
 impl Session {
     /// Takes in bytes that arrived on `lane`, frame by frame, while [`Session::wants_input`]; what is not taken stays in
@@ -36,7 +36,7 @@ impl Session {
         }
         self.live.heard(now);
         let before = input.len();
-        let result = self.take_frames(now, lane, input);
+        let result = self.take_frames_of_carrier(now, lane, input);
         self.statistics.bytes_in = self
             .statistics
             .bytes_in
@@ -56,7 +56,7 @@ impl Session {
     ///
     /// As [`Session::handle_input`]: the lane ended within a frame.
     pub fn handle_lane_end(&mut self, lane: LaneId) -> Result<(), SessionError> {
-        if self.state.is_closed() {
+        if self.state.is_closed() || !self.resumption.is_attached() {
             return Ok(());
         }
         let Some(entry) = self.lane_mut(lane) else {
@@ -75,7 +75,7 @@ impl Session {
         for id in (3_u16..).take(self.streams.len()).map(StreamId) {
             if self
                 .stream_ref(id)
-                .is_some_and(|stream| stream.open && stream.lane == lane && !stream.recv.ended)
+                .is_some_and(|stream| stream.open && stream.recv.lane == lane && !stream.recv.ended)
             {
                 self.end_by_peer(
                     id,
@@ -83,6 +83,31 @@ impl Session {
                     "the lane of the stream ended",
                 );
             }
+        }
+        Ok(())
+    }
+
+    fn take_frames_of_carrier(
+        &mut self,
+        now: Timestamp,
+        lane: LaneId,
+        input: &mut Bytes,
+    ) -> Result<(), SessionError> {
+        if !self.resumption.is_attached() {
+            self.take_answer(now, lane, input)?;
+            if input.is_empty() || self.state.is_closed() {
+                return Ok(());
+            }
+        }
+        if !input.is_empty() {
+            // The client knows of this epoch: it sends nothing before it does.
+            self.resumption.unconfirmed = None;
+        }
+        let before = input.len();
+        self.take_frames(now, lane, input)?;
+        if self.resumption.retains {
+            let taken = before.saturating_sub(input.len());
+            self.note_intake(lane, u64::try_from(taken).unwrap_or(u64::MAX));
         }
         Ok(())
     }
@@ -102,7 +127,13 @@ impl Session {
                 return Ok(());
             };
             if let Some((stream, len)) = entry.reader.next_message(input, max_frame) {
-                self.on_whole(now, lane, stream, input, len)?;
+                if self.is_cut(stream) {
+                    let bytes = input.split_to(len);
+                    let at = (lane, stream, FrameType::MESSAGE);
+                    self.on_known(now, at, bytes, true, true)?;
+                } else {
+                    self.on_whole(now, lane, stream, input, len)?;
+                }
             } else {
                 match entry.reader.next(input, max_frame)? {
                     Some(Taken::Frame(frame)) => self.on_frame(now, lane, frame)?,
@@ -112,7 +143,7 @@ impl Session {
                         bytes,
                         first,
                         last,
-                    }) => self.on_piece(now, (lane, stream, kind), bytes, first, last)?,
+                    }) => self.on_known(now, (lane, stream, kind), bytes, first, last)?,
                     None => return Ok(()),
                 }
             }
@@ -139,7 +170,7 @@ impl Session {
 
     /// Takes in a datagram: one MESSAGE frame of a kind that can bear loss. Anything else is dropped. Spec: transport §2.
     pub fn handle_datagram(&mut self, now: Timestamp, datagram: Bytes) {
-        if self.state.is_closed() {
+        if self.state.is_closed() || !self.resumption.is_attached() {
             return;
         }
         let mut reader = crate::lane::FrameReader::default();
@@ -167,19 +198,23 @@ impl Session {
     fn on_frame(&mut self, now: Timestamp, lane: LaneId, frame: Frame) -> Result<(), SessionError> {
         let stream = frame.stream;
         match frame.body {
+            FrameBody::Message(bytes) if self.is_cut(stream) => {
+                self.on_known(now, (lane, stream, FrameType::MESSAGE), bytes, true, true)
+            }
             FrameBody::Message(mut bytes) => {
                 let len = bytes.len();
                 self.on_whole(now, lane, stream, &mut bytes, len)
             }
             FrameBody::Part(bytes) => {
-                self.on_piece(now, (lane, stream, FrameType::PART), bytes, true, true)
+                self.on_known(now, (lane, stream, FrameType::PART), bytes, true, true)
             }
             FrameBody::Last(bytes) => {
-                self.on_piece(now, (lane, stream, FrameType::LAST), bytes, true, true)
+                self.on_known(now, (lane, stream, FrameType::LAST), bytes, true, true)
             }
             FrameBody::Credit { limit } => self.on_credit(now, stream, limit),
             FrameBody::Reset(code) => self.on_reset(now, stream, code),
             FrameBody::Stop(code) => self.on_stop(now, stream, code),
+            FrameBody::Ack { lane: of, offset } => self.on_ack(now, lane, stream, (of, offset)),
             FrameBody::Reference { .. } => {
                 Err(SessionError::NotOffered("shared memory (feature 9)"))
             }
@@ -261,8 +296,16 @@ impl Session {
             let Some(stream) = self.stream_slot(id, lane) else {
                 return Ok(false);
             };
+            if stream.recv.lane != lane {
+                if stream.recv.lane != ANY_LANE {
+                    return Err(SessionError::WrongLane(id));
+                }
+                stream.recv.lane = lane;
+            }
             if stream.lane != lane {
-                return Err(SessionError::WrongLane(id));
+                // The peer has all that we sent in the last use, so the answer may take the lane on which the request comes.
+                stream.lane = lane;
+                stream.home = lane;
             }
             stream.reopen(remus_wire::Priority::ORDINARY.class());
             self.open_streams = self.open_streams.saturating_add(1);
@@ -270,8 +313,11 @@ impl Session {
         let Some(stream) = self.stream_mut(id) else {
             return Ok(false);
         };
-        if stream.lane != lane {
-            return Err(SessionError::WrongLane(id));
+        if stream.recv.lane != lane {
+            if stream.recv.lane != ANY_LANE {
+                return Err(SessionError::WrongLane(id));
+            }
+            stream.recv.lane = lane;
         }
         if stream.recv.ended {
             return Err(SessionError::AfterEnd(id));
@@ -332,6 +378,25 @@ impl Session {
         }
         let message = Message::decode(input.split_to(len), &limits)?;
         self.on_message(now, id, message, len)
+    }
+
+    /// As [`Session::on_piece`], of a frame that may have come in part before its carrier was lost.
+    fn on_known(
+        &mut self,
+        now: Timestamp,
+        at: (LaneId, StreamId, FrameType),
+        bytes: Bytes,
+        first: bool,
+        last: bool,
+    ) -> Result<(), SessionError> {
+        let (_, stream, kind) = at;
+        if !self.is_cut(stream) {
+            return self.on_piece(now, at, bytes, first, last);
+        }
+        match self.skip_known(stream, kind, bytes, last)? {
+            Some(rest) => self.on_piece(now, at, rest, false, last),
+            None => Ok(()),
+        }
     }
 
     /// Bytes of a frame of this kind that carries a message or a part of one: its first, its last, both or neither.

@@ -31,23 +31,27 @@ impl Session {
     /// What was moved counts as sent. Call it again when `out` has been written, until it returns false; and take the events that it
     /// may cause.
     pub fn poll_transmit(&mut self, lane: LaneId, out: &mut VecDeque<Bytes>) -> bool {
+        if !self.resumption.is_attached() {
+            return self.transmit_request(lane, out);
+        }
+        let mut began = false;
         if lane == LaneId::ZERO {
+            began = self.take_preamble(out);
             self.write_credits();
         }
         self.fill(lane);
-        let Some(entry) = self.lane_mut(lane) else {
-            return false;
+        let len = if self.resumption.retains {
+            self.take_and_keep(lane, out)
+        } else {
+            self.take_ready(lane, out)
         };
-        let len = entry.ready.len();
         if len == 0 {
-            return false;
+            return began;
         }
-        entry.ready.take(out);
-        self.ready_bytes = self.ready_bytes.saturating_sub(len);
         let Some(entry) = self.lane_mut(lane) else {
             return false;
         };
-        if !entry.turns.is_empty() {
+        if entry.log.waiting() > 0 || !entry.turns.is_empty() {
             self.dirty |= lane.bit();
         }
         self.statistics.bytes_out = self
@@ -57,6 +61,48 @@ impl Session {
         self.note_room();
         self.finish_if_drained();
         true
+    }
+
+    /// Moves what stands ready to `out`. Returns how many bytes it were.
+    fn take_ready(&mut self, lane: LaneId, out: &mut VecDeque<Bytes>) -> usize {
+        let Some(entry) = self.lane_mut(lane) else {
+            return 0;
+        };
+        let len = entry.ready.len();
+        if len > 0 {
+            entry.ready.take(out);
+            self.ready_bytes = self.ready_bytes.saturating_sub(len);
+        }
+        len
+    }
+
+    /// The same, and keeps it until the peer has acknowledged it; what has to leave again goes first.
+    fn take_and_keep(&mut self, lane: LaneId, out: &mut VecDeque<Bytes>) -> usize {
+        let Some(entry) = self.lane_mut(lane) else {
+            return 0;
+        };
+        if entry.log.waiting() > 0 {
+            let len = entry.log.replay(out, LANE_READY_MAX);
+            self.resumption.waiting = self.resumption.waiting.saturating_sub(len);
+            return len;
+        }
+        let before = out.len();
+        let mut len = 0_usize;
+        if lane == LaneId::ZERO
+            && self.resumption.acks_due != 0
+            && let Some(acks) = self.write_acks()
+        {
+            len = acks.len();
+            out.push_back(acks);
+        }
+        len = len.saturating_add(self.take_ready(lane, out));
+        if len > 0
+            && let Some(entry) = self.lane_mut(lane)
+        {
+            let cost = entry.log.keep(out.range(before..));
+            self.resumption.retained = self.resumption.retained.saturating_add(cost);
+        }
+        len
     }
 
     /// Says that there is room again, and tells every streaming call that waited for it.
@@ -116,7 +162,12 @@ impl Session {
         } else {
             stream.class
         };
-        let direct = len <= SHARED_MESSAGE_MAX
+        let full = self.resumption.is_full();
+        let Some(stream) = self.stream_mut(id) else {
+            return;
+        };
+        let direct = !full
+            && len <= SHARED_MESSAGE_MAX
             && stream.send.is_idle()
             && stream.send.credit() >= wide
             && session_credit >= wide;
@@ -202,11 +253,12 @@ impl Session {
 
     /// Fills the lane from the streams that wait for their turn.
     fn fill(&mut self, lane_id: LaneId) {
+        let full = self.resumption.is_full();
         loop {
             let Some(lane) = self.lane_mut(lane_id) else {
                 return;
             };
-            if lane.ready.len() >= LANE_READY_MAX {
+            if full || lane.ready.len() >= LANE_READY_MAX {
                 return;
             }
             let Some((class, id)) = lane.turns.pop() else {

@@ -637,7 +637,7 @@ fn resumption_is_refused() {
     let mut acceptor = Rig::fresh_acceptor(SessionConfig::acceptor());
     let resume = Handshake::Resume(Resume {
         token: ResumeToken([7; 32]),
-        streams: Vec::new(),
+        lanes: Vec::new(),
     });
     assert_eq!(
         fault(&mut acceptor, &handshake(&resume)),

@@ -17,6 +17,8 @@ mod limits;
 #[cfg(test)]
 mod liveness;
 #[cfg(test)]
+mod resumption;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod streams;

@@ -10,11 +10,11 @@ use remus_wire::{
     AuthMethod, Authenticated, AuthenticationRecord, Batch, Capabilities, Capability,
     CompressedPayload, Compression, CompressionCaps, Context, DecodeError, Dot, Endpoint,
     ErrorCode, ErrorDetail, ErrorRecord, Extension, ExtensionId, Features, Flags, Frame, FrameBody,
-    FrameType, Handshake, Health, Heartbeat, Limits, Load, MAX_FRAME, MIN_MAX_FRAME, Message,
-    MessageLimits, MessageType, MethodId, NodeId, NodeType, Priority, Query, QueryAnswer, RegionId,
-    RequestId, ResourceRecord, Resume, ResumeToken, Routing, Schema, SchemaEntry, SchemaGift,
-    ServiceId, ServiceRecord, ServiceVersion, Shutdown, StreamEnd, StreamId, StreamOffset, Text,
-    Timestamp, TraceContext, TransportKind, Ttl, Version, VersionRecord, ZoneId,
+    FrameType, Handshake, Health, Heartbeat, LaneOffset, Limits, Load, MAX_FRAME, MAX_LANES,
+    MIN_MAX_FRAME, Message, MessageLimits, MessageType, MethodId, NodeId, NodeType, Priority,
+    Query, QueryAnswer, RegionId, RequestId, ResourceRecord, Resume, ResumeToken, Routing, Schema,
+    SchemaEntry, SchemaGift, ServiceId, ServiceRecord, ServiceVersion, Shutdown, StreamEnd,
+    StreamId, Text, Timestamp, TraceContext, TransportKind, Ttl, Version, VersionRecord, ZoneId,
 };
 
 /// Every record of the crate, so that one property can be stated for all.
@@ -312,15 +312,16 @@ fn error() -> impl Strategy<Value = ErrorRecord> {
 }
 
 fn version() -> impl Strategy<Value = VersionRecord> {
-    let extensions = proptest::collection::btree_map(2_u16..0x8000, (any::<bool>(), blob()), 0..5);
+    let extensions = proptest::collection::btree_map(16_u16..0x8000, (any::<bool>(), blob()), 0..5);
     (
         any::<[u16; 2]>(),
         any::<[u32; 2]>(),
         extensions,
         option::of(millis()),
+        option::of(millis()),
     )
         .prop_map(
-            |([major, minor], [features, compression], extensions, idle)| {
+            |([major, minor], [features, compression], extensions, idle, window)| {
                 let extension = |(number, (must, value)): (u16, (bool, Bytes))| Extension {
                     id: ExtensionId(number | u16::from(must) << 15),
                     value,
@@ -334,19 +335,20 @@ fn version() -> impl Strategy<Value = VersionRecord> {
                 if let Some(idle) = idle {
                     record.set_idle_timeout(idle);
                 }
+                if let Some(window) = window {
+                    record.set_resume_window(window);
+                }
                 assert_eq!(record.idle_timeout(), idle);
+                assert_eq!(record.resume_window(), window);
                 record
             },
         )
 }
 
-fn offsets() -> impl Strategy<Value = Vec<StreamOffset>> {
-    proptest::collection::hash_map(1..=u16::MAX, any::<u64>(), 0..20).prop_map(|streams| {
-        let entry = |(stream, offset)| StreamOffset {
-            stream: StreamId(stream),
-            offset,
-        };
-        streams.into_iter().map(entry).collect()
+fn offsets() -> impl Strategy<Value = Vec<LaneOffset>> {
+    proptest::collection::hash_map(0..MAX_LANES, any::<u64>(), 0..=16).prop_map(|lanes| {
+        let entry = |(lane, offset)| LaneOffset { lane, offset };
+        lanes.into_iter().map(entry).collect()
     })
 }
 
@@ -366,8 +368,7 @@ fn handshake() -> impl Strategy<Value = Handshake> {
             })
         ),
         error().prop_map(Handshake::Refused),
-        (token(), offsets())
-            .prop_map(|(token, streams)| Handshake::Resume(Resume { token, streams })),
+        (token(), offsets()).prop_map(|(token, lanes)| Handshake::Resume(Resume { token, lanes })),
         offsets().prop_map(Handshake::Resumed),
     ]
 }
@@ -532,6 +533,7 @@ fn frame() -> impl Strategy<Value = Frame> {
                 len,
             }
         }),
+        (any::<u16>(), any::<u64>()).prop_map(|(lane, offset)| FrameBody::Ack { lane, offset }),
         (0x8000..=u16::MAX).prop_map(|kind| FrameBody::Ignored(FrameType(kind))),
     ];
     (any::<u16>(), body).prop_map(|(stream, body)| Frame {

@@ -10,9 +10,8 @@ use bytes::{Bytes, BytesMut};
 use remus_wire::{
     AuthMethod, Compression, DEFAULT_MAX_FRAME, ErrorCode, ErrorRecord, Frame, FrameBody,
     FrameType, HealthStatus, MAX_ANSWERS, MAX_BATCH, MAX_ENDPOINTS, MAX_ERROR_DETAILS,
-    MAX_EXTENSIONS, MAX_FRAME, MAX_OPTION_LEN, MAX_RESUMED_STREAMS, MAX_SCHEMA_ENTRIES,
-    MIN_MAX_FRAME, Message, MessageLimits, MessageType, MethodId, NodeType, ServiceId,
-    TransportKind,
+    MAX_EXTENSIONS, MAX_FRAME, MAX_LANES, MAX_OPTION_LEN, MAX_SCHEMA_ENTRIES, MIN_MAX_FRAME,
+    Message, MessageLimits, MessageType, MethodId, NodeType, ServiceId, TransportKind,
 };
 use serde_json::Value;
 
@@ -301,7 +300,7 @@ fn limits_are_those_of_the_code() {
     );
     assert_eq!(stated("messages of a batch"), [MAX_BATCH]);
     assert_eq!(stated("extensions of a version record"), [MAX_EXTENSIONS]);
-    assert_eq!(stated("stream offsets"), [MAX_RESUMED_STREAMS]);
+    assert_eq!(stated("lane offsets"), [u32::from(MAX_LANES)]);
     assert_eq!(stated("entries of a Schema message"), [MAX_SCHEMA_ENTRIES]);
     assert_eq!(stated("details of an error record"), [MAX_ERROR_DETAILS]);
     assert_eq!(stated("endpoints of a service record"), [MAX_ENDPOINTS]);

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use remus_wire::{
     AuthenticationRecord, Batch, Capability, CompressedPayload, Context, ErrorRecord, Frame,
-    FrameBody, Handshake, Heartbeat, Message, Query, QueryAnswer, Routing, Schema, SchemaEntry,
-    ServiceRecord, Shutdown, StreamEnd, StreamOffset, Version, VersionRecord,
+    FrameBody, Handshake, Heartbeat, LaneOffset, Message, Query, QueryAnswer, Routing, Schema,
+    SchemaEntry, ServiceRecord, Shutdown, StreamEnd, Version, VersionRecord,
 };
 use serde_json::{Map, Value, json};
 
@@ -36,6 +36,9 @@ pub(crate) fn frame(frame: &Frame) -> Value {
             len,
         } => {
             json!({ "region": region, "offset": offset.to_string(), "length": len })
+        }
+        FrameBody::Ack { lane, offset } => {
+            json!({ "lane": lane, "offset": offset.to_string() })
         }
         FrameBody::Ignored(_) => json!({ "ignored": true }),
         other => panic!("a frame that has no vectors: {other:?}"),
@@ -201,16 +204,19 @@ fn version(record: &VersionRecord) -> Value {
     if let Some(timeout) = record.idle_timeout() {
         value["idle_timeout_ms"] = json!(u32::try_from(timeout.as_millis()).expect("32 bits"));
     }
+    if let Some(window) = record.resume_window() {
+        value["resume_window_ms"] = json!(u32::try_from(window.as_millis()).expect("32 bits"));
+    }
     if let Some(id) = record.unsupported() {
         value["unsupported"] = json!(id.0);
     }
     value
 }
 
-fn offsets(streams: &[StreamOffset]) -> Value {
-    streams
+fn offsets(lanes: &[LaneOffset]) -> Value {
+    lanes
         .iter()
-        .map(|entry| json!([entry.stream.0, entry.offset.to_string()]))
+        .map(|entry| json!([entry.lane, entry.offset.to_string()]))
         .collect()
 }
 
@@ -242,9 +248,9 @@ pub(crate) fn handshake(step: &Handshake) -> Value {
         Handshake::Resume(step) => json!({
             "step": "resume",
             "token": hex(&step.token.0),
-            "streams": offsets(&step.streams),
+            "lanes": offsets(&step.lanes),
         }),
-        Handshake::Resumed(streams) => json!({ "step": "resumed", "streams": offsets(streams) }),
+        Handshake::Resumed(lanes) => json!({ "step": "resumed", "lanes": offsets(lanes) }),
     }
 }
 

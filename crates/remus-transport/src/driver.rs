@@ -217,6 +217,9 @@ impl Supervisor {
         if let Some(state) = self.inner.lock().writers.get_mut(usize::from(lane.0)) {
             *state = Writer::Busy;
         }
+        if lane == LaneId::ZERO {
+            writer.hurry();
+        }
         let writing = write_lane(Arc::clone(&self.inner), self.link.clone(), lane, writer);
         let reading = read_lane(Arc::clone(&self.inner), self.link.clone(), lane, reader);
         self.inner.tasks.spawn(writing.in_current_span());

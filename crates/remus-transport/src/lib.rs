@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+mod congestion;
 mod connection;
 mod driver;
 #[allow(

@@ -281,6 +281,13 @@ impl LaneReader {
 }
 
 impl LaneWriter {
+    /// Lets this lane's bytes leave before those of others. Lane 0 is: small calls and control are on it, and nothing long.
+    pub(crate) fn hurry(&self) {
+        if let Self::WebTransport(send) = self {
+            send.set_priority(1);
+        }
+    }
+
     /// Writes `chunks`, which together are whole frames, and waits while there is no room. They are empty then.
     pub(crate) async fn write(&mut self, chunks: &mut VecDeque<Bytes>) -> Result<(), LaneError> {
         match self {

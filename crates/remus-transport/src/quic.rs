@@ -15,6 +15,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::congestion::Congestion;
 pub use crate::shard::{SHARDS_MAX, ShardError, ShardGroup, ShardStatistics};
 
 /// Bytes asked of the kernel for each direction of a UDP socket.
@@ -82,6 +83,7 @@ fn transport() -> TransportConfig {
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
         .ack_frequency_config(Some(ack))
         .mtu_discovery_config(Some(mtu))
+        .congestion_controller_factory(Arc::new(Congestion::default()))
         .initial_rtt(INITIAL_RTT);
     config
 }

@@ -2,7 +2,7 @@
 import { type Bytes, DecodeError, Reader } from "./bytes.js";
 
 /** Codes of frame types. */
-export const frameTypes = { MESSAGE: 1, PART: 2, LAST: 3, CREDIT: 4, RESET: 5, STOP: 6, REFERENCE: 7 } as const;
+export const frameTypes = { MESSAGE: 1, PART: 2, LAST: 3, CREDIT: 4, RESET: 5, STOP: 6, REFERENCE: 7, ACK: 8 } as const;
 
 /** Bytes of a frame's header. */
 export const FRAME_HEADER = 8;
@@ -25,6 +25,7 @@ const fixedFrames: { readonly [type: number]: readonly [record: string, ...field
 	[frameTypes.RESET]: ["RESET", ["code", 4]],
 	[frameTypes.STOP]: ["STOP", ["code", 4]],
 	[frameTypes.REFERENCE]: ["REFERENCE", ["region", 4], ["offset", 12], ["length", 16]],
+	[frameTypes.ACK]: ["ACK", ["lane", 2], ["offset", 10]],
 };
 
 /**
@@ -37,7 +38,7 @@ export function judgeFrame(bytes: Uint8Array, at: number, maxFrame: number): num
 	const type = view.getUint16(2);
 	const length = view.getUint32(4);
 	if (type === 0) throw new DecodeError("zero-frame-type", "FRAME", "type", 2);
-	if (type > frameTypes.REFERENCE && type < IGNORABLE) throw new DecodeError("unknown-frame-type", "FRAME", "type", 2);
+	if (type > frameTypes.ACK && type < IGNORABLE) throw new DecodeError("unknown-frame-type", "FRAME", "type", 2);
 	if (length > Math.min(maxFrame, FRAME_PAYLOAD_MAX)) throw new DecodeError("frame-too-large", "FRAME", "length", 4);
 	if (type === frameTypes.PART && length === 0) throw new DecodeError("truncated", "PART", "bytes", FRAME_HEADER);
 	const fixed = fixedFrames[type];

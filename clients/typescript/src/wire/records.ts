@@ -78,6 +78,10 @@ export interface Version {
 
 /** Extension by which the idle timeout is stated, `u32` ms. */
 export const IDLE_TIMEOUT_EXTENSION = 1;
+/** Extension by which the resume window is stated, `u32` ms. */
+export const RESUME_WINDOW_EXTENSION = 2;
+/** Lanes of a session, lane 0 included. Spec: TRANS-32. */
+export const LANES_MAX = 16;
 /** Bit of an extension ID that says that it must be understood. */
 export const MUST_UNDERSTAND = 0x8000;
 
@@ -117,7 +121,8 @@ function readVersion(reader: Reader): Version {
 			if (extensions.some(([other]) => ((other ^ id) & ~MUST_UNDERSTAND) === 0)) reader.fail("duplicate", "extension_id", start);
 			const at = reader.at;
 			const value = reader.blob("extension_value");
-			if ((id & ~MUST_UNDERSTAND) === IDLE_TIMEOUT_EXTENSION && value.length !== 4) reader.fail("wrong-length", "extension_value", at);
+			const known = (id & ~MUST_UNDERSTAND) === IDLE_TIMEOUT_EXTENSION || (id & ~MUST_UNDERSTAND) === RESUME_WINDOW_EXTENSION;
+			if (known && value.length !== 4) reader.fail("wrong-length", "extension_value", at);
 			extensions.push([id, value]);
 		}
 		return { ...fixed, extensions };
@@ -127,11 +132,11 @@ function readVersion(reader: Reader): Version {
 function readCounts(reader: Reader): Counts {
 	const list: [number, bigint][] = [];
 	const seen = new Set<number>();
-	for (let n = reader.count("stream_count", 65_535); n > 0; n--) {
+	for (let n = reader.count("lane_count", LANES_MAX); n > 0; n--) {
 		const start = reader.at;
-		const lane = reader.u16("stream");
-		if (lane === 0) reader.fail("reserved", "stream", start);
-		if (seen.has(lane)) reader.fail("duplicate", "stream", start);
+		const lane = reader.u16("lane");
+		if (lane >= LANES_MAX) reader.fail("reserved", "lane", start);
+		if (seen.has(lane)) reader.fail("duplicate", "lane", start);
 		seen.add(lane);
 		list.push([lane, reader.u64("offset")]);
 	}

@@ -1,0 +1,38 @@
+/** `@remus/client` for Node: no WebTransport there, and TLS that can be told whom to trust. */
+import type { Client, ConnectOptions } from "./api.js";
+import { openWebSocket } from "./carriers/websocket.js";
+import { connectWith, type Platform } from "./client.js";
+import { tlsOptions } from "./node/tls.js";
+import { webSocketOver } from "./node/websocket.js";
+
+export type * from "./api.js";
+export { json, raw } from "./codecs.js";
+export {
+	codeOfNumber,
+	type ErrorCode,
+	type ErrorDetail,
+	type ErrorExtra,
+	errorCodes,
+	isRemusError,
+	type RemusError,
+	remusError,
+} from "./errors.js";
+
+const platform: Platform = {
+	openers: { websocket: openWebSocket },
+	complete: (options) => {
+		const tls = tlsOptions(options.ca);
+		return { webSocket: webSocketOver(tls), ...options };
+	},
+};
+
+/**
+ * Connects to a node: `https://host[:port]` or `remus://host[:port]`, port 4433 where none is given. Settles when the first session
+ * is open.
+ *
+ * Rejects with a `RemusError`: `UNAVAILABLE` where no carrier could be opened, `DEADLINE_EXCEEDED` after `connectTimeoutMs`,
+ * `CANCELLED` by the signal, or with what the node refused the session with. Throws a `TypeError` for what is no such URL.
+ */
+export function connect(url: string, options: ConnectOptions = {}): Promise<Client> {
+	return connectWith(platform, url, options);
+}

@@ -6,3 +6,10 @@ import { fileURLToPath } from "node:url";
 export function repository(...parts: readonly string[]): string {
 	return join(fileURLToPath(new URL("../../../..", import.meta.url)), ...parts);
 }
+
+/** Collects what is iterated. */
+export async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
+	const list: T[] = [];
+	for await (const item of items) list.push(item);
+	return list;
+}

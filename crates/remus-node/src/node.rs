@@ -2,8 +2,8 @@
 //!
 //! | thread | does |
 //! | --- | --- |
-//! | `remus-shard-N` | one tokio runtime with its own QUIC socket on the common port; the kernel spreads connections over them, and each stays on its thread |
-//! | `remus-web` | HTTP over TCP, and the renewal of the certificate |
+//! | `remus-shard-N` | one tokio runtime with its own QUIC socket on the common port, and a share in the TCP listener; each connection stays on its thread |
+//! | `remus-renewal` | the renewal of the certificate |
 //! | `remus-host` | watches the machine |
 //!
 //! Beside them are the threads on which a runtime reads and writes files, as long as there are any to read and write. Stopping
@@ -19,9 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use remus::{
     BindError, Broker, Connections, Fingerprint, LocalCa, Router, Server, ShardError, ShardGroup,
-    TlsPolicy,
 };
-use remus_security::{IdentityError, TlsConfigError, alpn, server_config};
+use remus_security::IdentityError;
 use sysinfo::Networks;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
@@ -58,8 +57,8 @@ pub struct Node {
     site: Site,
     files: Files,
     shards: Vec<JoinHandle<()>>,
-    web: Option<JoinHandle<()>>,
-    stop_web: CancellationToken,
+    renewal: Option<JoinHandle<()>>,
+    stop_renewal: CancellationToken,
     host: Option<HostThread>,
     /// Given back last, when nothing writes any more.
     _lock: DataLock,
@@ -88,16 +87,13 @@ pub enum NodeError {
     /// There is no certificate.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// TLS cannot be configured.
-    #[error(transparent)]
-    Tls(#[from] TlsConfigError),
     /// The files cannot be opened.
     #[error(transparent)]
     Files(#[from] FilesError),
     /// The machine does not let itself be watched.
     #[error("cannot watch this machine: {0}")]
     Host(#[source] io::Error),
-    /// The QUIC endpoint cannot be started.
+    /// A shard cannot listen.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The shards cannot share the port.
@@ -155,8 +151,8 @@ impl Node {
             site,
             files,
             shards: Vec::new(),
-            web: None,
-            stop_web: CancellationToken::new(),
+            renewal: None,
+            stop_renewal: CancellationToken::new(),
             host: Some(host_thread),
             _lock: lock,
         };
@@ -171,9 +167,13 @@ impl Node {
         let group = ShardGroup::new(count)?;
         let mut connections = Vec::with_capacity(count);
         for number in 0..count {
-            connections.push(node.start_shard(&group, number, config, &router, &failure)?);
+            let tcp = match listener.try_clone() {
+                Ok(tcp) => tcp,
+                Err(source) => return Err(port::explain(address, Protocol::Tcp, source).into()),
+            };
+            connections.push(node.start_shard(&group, number, tcp, config, &router, &failure)?);
         }
-        node.start_web(listener, failure)?;
+        node.start_renewal(failure)?;
         directory.fill(Contents {
             node: NodeDescription {
                 name,
@@ -277,9 +277,9 @@ impl Node {
         for shard in self.shards.drain(..) {
             report(shard.join(), "shard");
         }
-        self.stop_web.cancel();
-        if let Some(web) = self.web.take() {
-            report(web.join(), "web");
+        self.stop_renewal.cancel();
+        if let Some(renewal) = self.renewal.take() {
+            report(renewal.join(), "renewal");
             // Only the first time, and not for a node that never got this far.
             if let Err(error) = self.files.clean() {
                 tracing::warn!(%error, "what is left of uploads stays until the next start");
@@ -294,6 +294,7 @@ impl Node {
         &mut self,
         group: &ShardGroup,
         number: usize,
+        tcp: TcpListener,
         config: &Config,
         router: &Router,
         failure: &watch::Sender<Option<&'static str>>,
@@ -303,12 +304,13 @@ impl Node {
         let mut builder = Server::builder(router.clone())
             .identity(self.authority.live())
             .listen(self.address)
+            .tcp_listener(tcp)
             .shard(group, number);
         for origin in config.allowed_origins() {
             builder = builder.allow_origin(origin);
         }
         let pages = self.site.router();
-        builder = builder.http(move |request| Box::pin(web::http3::answer(request, pages.clone())));
+        builder = builder.http(move |request| Box::pin(web::answer(request, pages.clone())));
         let server = {
             let _context = runtime.enter();
             builder.bind().map_err(|error| match error {
@@ -341,35 +343,25 @@ impl Node {
         Ok(connections)
     }
 
-    fn start_web(
+    fn start_renewal(
         &mut self,
-        listener: TcpListener,
         failure: watch::Sender<Option<&'static str>>,
     ) -> Result<(), NodeError> {
-        const NAME: &str = "remus-web";
-        let identity = self.authority.live();
-        let tls = server_config(TlsPolicy::PreferPostQuantum, identity, alpn::TCP)?;
+        const NAME: &str = "remus-renewal";
         let runtime = runtime(NAME)?;
-        let listener = {
-            let _context = runtime.enter();
-            tokio::net::TcpListener::from_std(listener).map_err(|source| NodeError::Thread {
-                name: NAME.to_owned(),
-                source,
-            })?
-        };
-        let (pages, stop) = (self.site.router(), self.stop_web.clone());
+        let stop = self.stop_renewal.clone();
         let authority = Arc::clone(&self.authority);
-        let guard = Guard::new("the web listener", &self.phase, &failure);
+        let guard = Guard::new("the renewal of the certificate", &self.phase, &failure);
         let serve = move || {
             let _guard = guard;
             runtime.block_on(async move {
                 tokio::select! {
-                    () = web::tcp::serve(listener, tls, pages, stop) => {}
+                    () = stop.cancelled() => {}
                     never = renew(authority) => match never {},
                 }
             });
         };
-        self.web = Some(spawn(NAME.to_owned(), serve)?);
+        self.renewal = Some(spawn(NAME.to_owned(), serve)?);
         Ok(())
     }
 }

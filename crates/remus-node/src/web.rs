@@ -1,4 +1,4 @@
-//! Plain HTTP on the node's port: the same pages over HTTP/1.1 and HTTP/2 (TCP) and over HTTP/3 (QUIC).
+//! Pages on the node's port, beside the carriers: the same over HTTP/1.1 and HTTP/2 (TCP) and over HTTP/3 (QUIC).
 //!
 //! | path | answers |
 //! | --- | --- |
@@ -11,24 +11,51 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{Response, StatusCode};
+use axum::http::{Request, Response, StatusCode};
 use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use remus::LiveIdentity;
+use http_body_util::BodyExt as _;
+use remus::{Carrier, HttpBody, LiveIdentity};
 use serde::{Deserialize, Serialize};
-
-pub(crate) mod http3;
-pub(crate) mod tcp;
+use tokio::time::timeout;
+use tower_service::Service as _;
 
 /// Bytes of a request's body. No page takes any; clients that send some all the same are not cut off for it.
 const BODY_MAX: usize = 64 * 1024;
+
+/// How long a request may take from its head to the head of its answer: pages are small, so whoever needs longer is gone or means
+/// harm.
+const REQUEST_MAX: Duration = Duration::from_secs(30);
+
+/// Answers `request` from `site`.
+pub(crate) async fn answer(request: Request<HttpBody>, mut site: Router) -> Response<HttpBody> {
+    let exchange = async {
+        let (head, body) = request.into_parts();
+        let Ok(content) = to_bytes(Body::new(body), BODY_MAX).await else {
+            return text(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the body is over 64 KiB, or broke\n",
+            );
+        };
+        let request = Request::from_parts(head, Body::from(content));
+        match site.call(request).await {
+            Ok(response) => response,
+            // A router is always ready, and its error has no values.
+            Err(never) => match never {},
+        }
+    };
+    let response = timeout(REQUEST_MAX, exchange)
+        .await
+        .unwrap_or_else(|_| text(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"));
+    response.map(|body| body.map_err(Into::into).boxed_unsync())
+}
 
 /// What is at `/.well-known/remus`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +75,7 @@ pub struct WellKnown {
 /// One way to open a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transport {
-    /// Its kind: `webtransport`.
+    /// Its kind: `webtransport`, `websocket`, `http-poll` or `http-events`.
     pub kind: String,
     /// The port, on the host that was asked.
     pub port: u16,
@@ -120,12 +147,15 @@ impl Site {
             node: self.shared.node.clone(),
             software: format!("remus/{}", env!("CARGO_PKG_VERSION")),
             versions: vec!["2.0".to_owned()],
-            transports: vec![Transport {
-                kind: "webtransport".to_owned(),
-                port: self.shared.port,
-                path: "/remus/v2".to_owned(),
-                protocol: "remus.v2".to_owned(),
-            }],
+            transports: Carrier::ALL
+                .into_iter()
+                .map(|carrier| Transport {
+                    kind: carrier.name().to_owned(),
+                    port: self.shared.port,
+                    path: carrier.path().to_owned(),
+                    protocol: "remus.v2".to_owned(),
+                })
+                .collect(),
             certificates: vec![Certificate {
                 algorithm: "sha-256".to_owned(),
                 hex: fingerprint.to_string(),

@@ -38,6 +38,8 @@ pub mod alpn {
     pub const QUIC: &[&[u8]] = &[b"h3"];
     /// HTTP/2 and HTTP/1.1: what a TCP listener speaks.
     pub const TCP: &[&[u8]] = &[b"h2", b"http/1.1"];
+    /// HTTP/2 alone: a client that has many requests to make at a time.
+    pub const HTTP2: &[&[u8]] = &[b"h2"];
     /// HTTP/1.1 alone: a client that is going to ask for a WebSocket upgrade.
     pub const HTTP1: &[&[u8]] = &[b"http/1.1"];
 }

@@ -68,10 +68,9 @@ pub(crate) fn client(
     config: SessionConfig,
     handler: Arc<dyn Handler>,
 ) -> Result<Connection, ConfigError> {
-    let config = fitted(config, &link);
     let clock = Clock::new();
-    let session = Session::client(config, clock.now())?;
-    Ok(start(link, session, clock, handler, true))
+    let session = Session::client(fitted(config, &link), clock.now());
+    joined(link, session, clock, handler, true)
 }
 
 /// Joins an acceptor's session to `link` and starts its tasks.
@@ -80,16 +79,31 @@ pub(crate) fn acceptor(
     config: SessionConfig,
     handler: Arc<dyn Handler>,
 ) -> Result<Connection, ConfigError> {
-    let config = fitted(config, &link);
     let clock = Clock::new();
-    let session = Session::acceptor(config, clock.now())?;
-    Ok(start(link, session, clock, handler, false))
+    let session = Session::acceptor(fitted(config, &link), clock.now());
+    joined(link, session, clock, handler, false)
 }
 
 /// The lanes that are in use are no more than the carrier has.
 fn fitted(mut config: SessionConfig, link: &Link) -> SessionConfig {
     config.extra_lanes = config.extra_lanes.min(link.lanes().saturating_sub(1));
     config
+}
+
+fn joined(
+    link: Link,
+    session: Result<Session, ConfigError>,
+    clock: Clock,
+    handler: Arc<dyn Handler>,
+    client: bool,
+) -> Result<Connection, ConfigError> {
+    match session {
+        Ok(session) => Ok(start(link, session, clock, handler, client)),
+        Err(error) => {
+            drop(link.take_runner()); // it holds the link
+            Err(error)
+        }
+    }
 }
 
 fn start(
@@ -116,6 +130,9 @@ fn start(
         client,
         accepted: 0,
     };
+    if let Some(runner) = supervisor.link.take_runner() {
+        inner.tasks.spawn(runner.instrument(span.clone()));
+    }
     inner.tasks.spawn(supervisor.run().instrument(span));
     inner.tasks.close();
     connection
@@ -241,13 +258,18 @@ impl Supervisor {
     async fn link_ended(&self) {
         let (code, reason) = match self.link.closed().await {
             LinkEnd::Peer { code, reason } => (code, reason),
+            LinkEnd::Broken { code, reason } => {
+                self.inner.with(|core, _| core.session.abort(code, &reason));
+                self.inner.pump();
+                return;
+            }
             LinkEnd::Local => (
                 ErrorCode::UNAVAILABLE,
                 "this side closed the link".to_owned(),
             ),
             LinkEnd::Refused { status } => {
                 let reason = format!("session refused with status {status}");
-                let code = code_of(status);
+                let code = code_of_status(status);
                 self.inner
                     .with(|core, _| core.session.carrier_refused(code, &reason));
                 self.inner.pump();
@@ -274,8 +296,9 @@ impl Supervisor {
     }
 }
 
-/// What a refused link means for calls: a refusal that would be repeated must not look like one that passes.
-fn code_of(status: http::StatusCode) -> ErrorCode {
+/// What a refused link means for calls: a refusal that would be repeated must not look like one that passes. Spec: transport §1.5.
+#[must_use]
+pub fn code_of_status(status: http::StatusCode) -> ErrorCode {
     match status.as_u16() {
         401 => ErrorCode::UNAUTHENTICATED,
         403 => ErrorCode::PERMISSION_DENIED,

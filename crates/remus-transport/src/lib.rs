@@ -4,6 +4,8 @@
 //!
 //! - [`quic`]: UDP sockets and QUIC settings, each with its reason.
 //! - [`webtransport`]: dialling and accepting a WebTransport link.
+//! - [`tcp`] and [`web`]: the same sessions over WebSocket and HTTP, beside the pages of whoever serves.
+//! - [`dial`]: opening a session over a carrier of one's choice.
 //! - [`Connection`]: one session on one link, driven by a few tasks that live on the runtime on which it was made.
 
 #![forbid(unsafe_code)]
@@ -11,19 +13,19 @@
 mod clock;
 mod congestion;
 mod connection;
+pub mod dial;
 mod driver;
-#[allow(
-    dead_code,
-    reason = "the first framed carrier comes with the next change"
-)]
 mod link;
 pub mod quic;
 mod shard;
+pub mod tcp;
+pub mod web;
+mod websocket;
 pub mod webtransport;
 
 pub use clock::Clock;
 pub use connection::{
     CallReceiver, CallSender, Connection, ConnectionStatus, PeerRequest, PendingCall,
 };
-pub use driver::{Dispatch, Handler, HandlerFuture, LINGER_MAX};
+pub use driver::{Dispatch, Handler, HandlerFuture, LINGER_MAX, code_of_status};
 pub use link::Carrier;

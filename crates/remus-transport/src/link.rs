@@ -14,12 +14,14 @@ use remus_http3::{ClosedBy, RecvStream, SendStream};
 use remus_session::LANES_MAX;
 use remus_wire::ErrorCode;
 
-use self::framed::{Framed, FramedReader, FramedWriter};
+use self::framed::{Framed, FramedReader, FramedWriter, Runner};
 
 #[allow(
     dead_code,
     reason = "the first carrier of this kind comes with the next change"
 )]
+use crate::{web, webtransport};
+
 pub(crate) mod framed;
 
 /// Bytes taken from a lane at once.
@@ -59,6 +61,16 @@ impl Carrier {
         }
     }
 
+    /// The path at which an acceptor takes it.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::WebTransport => webtransport::PATH,
+            Self::WebSocket => web::WEBSOCKET_PATH,
+            Self::LongPoll | Self::ServerSentEvents => web::SESSIONS_PATH,
+        }
+    }
+
     /// The carrier of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
@@ -84,6 +96,8 @@ pub(crate) enum Link {
 pub(crate) enum LinkEnd {
     /// The peer closed it, and with it the session.
     Peer { code: ErrorCode, reason: String },
+    /// The peer broke the carrier's rules, and the session ends for it.
+    Broken { code: ErrorCode, reason: String },
     /// This side closed it.
     Local,
     /// The acceptor did not take it.
@@ -123,6 +137,14 @@ impl Link {
         match self {
             Self::WebTransport(_) => Carrier::WebTransport,
             Self::Framed(framed) => framed.carrier(),
+        }
+    }
+
+    /// What has to run for it, if anything, beside the driver; the first time.
+    pub(crate) fn take_runner(&self) -> Option<Runner> {
+        match self {
+            Self::WebTransport(_) => None,
+            Self::Framed(framed) => framed.take_runner(),
         }
     }
 

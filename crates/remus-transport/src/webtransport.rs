@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,8 @@ use tracing::{Instrument, debug};
 
 use crate::connection::Connection;
 use crate::driver::{self, Handler};
-use crate::link::Link;
+use crate::link::{Carrier, Link};
+use crate::web::{self, Answering, Body};
 
 /// Path of the request that opens a session.
 pub const PATH: &str = "/remus/v2";
@@ -91,6 +91,36 @@ pub enum ConnectError {
         address: SocketAddr,
         /// Why not.
         source: remus_http3::Error,
+    },
+    /// TCP or TLS could not connect.
+    #[error("no connection to {address} (TCP): {source}")]
+    Tcp {
+        /// The address that was tried.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The peer answered, and does not take the link.
+    #[error("{authority} refuses a {carrier} link with status {status}: {message}")]
+    Refused {
+        /// Who was asked.
+        authority: String,
+        /// Over which carrier.
+        carrier: Carrier,
+        /// Its answer.
+        status: StatusCode,
+        /// What it says about it.
+        message: String,
+    },
+    /// The peer's answer is none of this carrier, or the connection broke meanwhile.
+    #[error("no {carrier} link with {authority}: {source}")]
+    Link {
+        /// Who was asked.
+        authority: String,
+        /// Over which carrier.
+        carrier: Carrier,
+        /// What happened.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A setting is outside its range.
     #[error(transparent)]
@@ -187,36 +217,74 @@ pub async fn connect(
     handler: Arc<dyn Handler>,
     timeout: Duration,
 ) -> Result<Connection, ConnectError> {
-    let dialling = async {
-        let quic = dial(endpoint, target).await?;
-        let address = quic.remote_address();
-        let refused = |source| ConnectError::Http3 { address, source };
-        let http3 = remus_http3::Connection::client(quic, Arc::new(remus_http3::Config::default()))
-            .await
-            .map_err(refused)?;
-        let request = http::Request::builder()
-            .uri(format!("https://{}{PATH}", target.authority()))
-            .body(())
-            .map_err(|_| ConnectError::Url {
-                url: target.authority(),
-                why: "it cannot be an HTTP authority",
-            })?;
-        http3.connect(request, &[PROTOCOL]).await.map_err(refused)
-    };
-    let link = tokio::time::timeout(timeout, dialling)
+    let link = tokio::time::timeout(timeout, open_link(endpoint, target))
         .await
         .map_err(|_| ConnectError::Timeout {
             authority: target.authority(),
             after: timeout,
         })??;
-    Ok(driver::client(Link::WebTransport(link), config, handler)?)
+    Ok(driver::client(link, config, handler)?)
 }
 
-/// Makes the QUIC connection: each address gets a head start over the next, the first that answers wins.
-async fn dial(
+/// Opens a WebTransport session; its request has been written then, and perhaps not been answered.
+pub(crate) async fn open_link(
+    endpoint: &quinn::Endpoint,
+    target: &Target,
+) -> Result<Link, ConnectError> {
+    let http3 = http3(endpoint, target).await?;
+    let address = http3.quic().remote_address();
+    let request = http::Request::builder()
+        .uri(format!("https://{}{PATH}", target.authority()))
+        .body(())
+        .map_err(|_| ConnectError::Url {
+            url: target.authority(),
+            why: "it cannot be an HTTP authority",
+        })?;
+    let session = http3.connect(request, &[PROTOCOL]).await;
+    session
+        .map(Link::WebTransport)
+        .map_err(|source| ConnectError::Http3 { address, source })
+}
+
+/// Makes an HTTP/3 connection.
+pub(crate) async fn http3(
+    endpoint: &quinn::Endpoint,
+    target: &Target,
+) -> Result<remus_http3::Connection, ConnectError> {
+    let quic = dial(endpoint, target).await?;
+    let address = quic.remote_address();
+    remus_http3::Connection::client(quic, Arc::new(remus_http3::Config::default()))
+        .await
+        .map_err(|source| ConnectError::Http3 { address, source })
+}
+
+/// Makes the QUIC connection.
+pub(crate) async fn dial(
     endpoint: &quinn::Endpoint,
     target: &Target,
 ) -> Result<quinn::Connection, ConnectError> {
+    race(target, |address| {
+        let connecting = endpoint
+            .connect(address, &target.host)
+            .map_err(|source| ConnectError::Dial { address, source })?;
+        Ok(async move {
+            connecting
+                .await
+                .map_err(|source| ConnectError::Quic { address, source })
+        })
+    })
+    .await
+}
+
+/// Tries the addresses of `target`: each gets a head start over the next, the first that answers wins.
+pub(crate) async fn race<T, F>(
+    target: &Target,
+    attempt: impl Fn(SocketAddr) -> Result<F, ConnectError>,
+) -> Result<T, ConnectError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, ConnectError>> + Send + 'static,
+{
     let resolve = |source| ConnectError::Resolve {
         host: target.host.clone(),
         source,
@@ -232,14 +300,7 @@ async fn dial(
     loop {
         let more = match left.next() {
             Some(address) => {
-                let connecting = endpoint
-                    .connect(address, &target.host)
-                    .map_err(|source| ConnectError::Dial { address, source })?;
-                attempts.spawn(async move {
-                    connecting
-                        .await
-                        .map_err(|source| ConnectError::Quic { address, source })
-                });
+                attempts.spawn(attempt(address)?);
                 true
             }
             None => false,
@@ -284,8 +345,16 @@ pub trait Acceptor: Send + Sync + 'static {
     /// A session was opened.
     fn opened(self: Arc<Self>, connection: Connection);
 
-    /// A plain HTTP/3 request.
-    fn http(&self, request: remus_http3::Request) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// Answers a request that is for no carrier, of any version of HTTP.
+    fn pages(&self, request: http::Request<Body>) -> Answering;
+}
+
+/// Starts a session on a link that a client has opened.
+pub(crate) fn open(link: Link, acceptor: &Arc<dyn Acceptor>) {
+    match driver::acceptor(link, acceptor.session_config(), acceptor.handler()) {
+        Ok(connection) => Arc::clone(acceptor).opened(connection),
+        Err(error) => tracing::error!(%error, "the session's settings are wrong"),
+    }
 }
 
 /// Takes connections on `endpoint` until `stop` is cancelled; then refuses new ones and returns when the last has ended.
@@ -355,7 +424,8 @@ async fn serve_connection(
         match incoming {
             None => break,
             Some(Incoming::Request(request)) => {
-                tasks.spawn(acceptor.http(request).in_current_span());
+                let answering = web::http3::answer(request, Arc::clone(&acceptor));
+                tasks.spawn(answering.in_current_span());
             }
             Some(Incoming::Session(request)) => {
                 tasks.spawn(open_session(request, Arc::clone(&acceptor)).in_current_span());
@@ -378,11 +448,7 @@ async fn open_session(request: remus_http3::SessionRequest, acceptor: Arc<dyn Ac
     };
     match outcome {
         Ok(Some(link)) => {
-            let link = Link::WebTransport(link);
-            match driver::acceptor(link, acceptor.session_config(), acceptor.handler()) {
-                Ok(connection) => acceptor.opened(connection),
-                Err(error) => tracing::error!(%error, "the session's settings are wrong"),
-            }
+            open(Link::WebTransport(link), &acceptor);
         }
         Ok(None) => {}
         Err(error) => debug!(%error, "session request broke"),

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use remus_security::{Negotiated, TlsPolicy, Trust, alpn, client_config};
 use remus_session::{Outgoing, SessionConfig, Shape};
-use remus_transport::webtransport::{self, CONNECT_TIMEOUT, Target};
-use remus_transport::{Connection, Handler, quic};
+use remus_transport::dial::{self, Dialer};
+use remus_transport::webtransport::{CONNECT_TIMEOUT, Target};
+use remus_transport::{Carrier, Connection, Handler, quic};
 use remus_wire::{ErrorCode, Flags, Message, Priority, Routing};
 
 use crate::message::{Body, Element, Metadata, Request, Response};
@@ -48,7 +49,8 @@ enum Source {
 
 /// A connection that is made when it is needed.
 struct Managed {
-    endpoint: quinn::Endpoint,
+    dialer: Dialer,
+    carrier: Carrier,
     target: Target,
     policy: TlsPolicy,
     config: SessionConfig,
@@ -76,6 +78,7 @@ pub struct ClientBuilder {
     router: Router,
     connect_timeout: Duration,
     timeout: Duration,
+    carriers: Vec<Carrier>,
 }
 
 impl ClientBuilder {
@@ -118,6 +121,15 @@ impl ClientBuilder {
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.config.idle_timeout = timeout;
+        self
+    }
+
+    /// Which carriers may be used, the preferred one first. Default: all of them, in the order of [`Carrier::ALL`].
+    ///
+    /// The first is used.
+    #[must_use]
+    pub fn carriers(mut self, carriers: impl IntoIterator<Item = Carrier>) -> Self {
+        self.carriers = carriers.into_iter().collect();
         self
     }
 
@@ -169,12 +181,22 @@ impl ClientBuilder {
         let trust = self.trust.ok_or_else(|| {
             Error::invalid_argument("no trust was set: say whose certificates are taken")
         })?;
-        let tls = client_config(self.policy, &trust, alpn::QUIC)
-            .map_err(|error| Error::invalid_argument(error.to_string()))?;
-        let endpoint =
-            quic::client_endpoint(tls).map_err(|error| Error::unavailable(error.to_string()))?;
+        let carrier = *self.carriers.first().ok_or_else(|| {
+            Error::invalid_argument("no carrier may be used: name one, or leave the choice open")
+        })?;
+        let tls = |protocols| {
+            client_config(self.policy, &trust, protocols)
+                .map_err(|error| Error::invalid_argument(error.to_string()))
+        };
+        let dialer = Dialer {
+            quic: quic::client_endpoint(tls(alpn::QUIC)?)
+                .map_err(|error| Error::unavailable(error.to_string()))?,
+            http2: tls(alpn::HTTP2)?,
+            http1: tls(alpn::HTTP1)?,
+        };
         let managed = Managed {
-            endpoint,
+            dialer,
+            carrier,
             target,
             policy: self.policy,
             config: self.config,
@@ -218,8 +240,9 @@ impl Managed {
                 .min(BACKOFF_LONGEST);
             tokio::time::sleep_until((last + pause).into()).await;
         }
-        let connected = webtransport::connect(
-            &self.endpoint,
+        let connected = dial::connect(
+            &self.dialer,
+            self.carrier,
             &self.target,
             self.config.clone(),
             Arc::clone(&self.handler),
@@ -254,6 +277,7 @@ impl Client {
             router: Router::new(),
             connect_timeout: CONNECT_TIMEOUT,
             timeout: DEFAULT_TIMEOUT,
+            carriers: Carrier::ALL.to_vec(),
         }
     }
 
@@ -435,7 +459,7 @@ impl Client {
         if let Source::Managed(managed) = &self.source {
             // The last acknowledgements leave before the socket goes.
             let _ =
-                tokio::time::timeout(Duration::from_secs(1), managed.endpoint.wait_idle()).await;
+                tokio::time::timeout(Duration::from_secs(1), managed.dialer.quic.wait_idle()).await;
         }
     }
 

@@ -179,6 +179,10 @@ impl From<ConnectError> for Error {
             ConnectError::Quic { source, .. } if is_certificate(source) => {
                 ErrorCode::UNAUTHENTICATED
             }
+            ConnectError::Tcp { source, .. } if is_certificate_over_tcp(source) => {
+                ErrorCode::UNAUTHENTICATED
+            }
+            ConnectError::Refused { status, .. } => remus_transport::code_of_status(*status),
             ConnectError::Http3 {
                 source: remus_http3::Error::Refused { status, .. },
                 ..
@@ -208,6 +212,14 @@ fn is_certificate(error: &quinn::ConnectionError) -> bool {
         }
         _ => false,
     }
+}
+
+/// As [`is_certificate`], where TLS is on TCP.
+fn is_certificate_over_tcp(error: &std::io::Error) -> bool {
+    error
+        .get_ref()
+        .and_then(|error| error.downcast_ref::<rustls::Error>())
+        .is_some_and(|error| matches!(error, rustls::Error::InvalidCertificate(_)))
 }
 
 impl fmt::Display for Error {

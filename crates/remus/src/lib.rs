@@ -60,8 +60,9 @@ pub use remus_security::{
 };
 pub use remus_session::{CloseReason, Grant, Negotiated, PathEstimate, SessionConfig};
 pub use remus_transport::quic::{SHARDS_MAX, ShardError, ShardGroup, ShardStatistics};
+pub use remus_transport::web::{self, Body as HttpBody};
 pub use remus_transport::webtransport::{ConnectError, DEFAULT_PORT};
-pub use remus_transport::{Connection, ConnectionStatus};
+pub use remus_transport::{Carrier, Connection, ConnectionStatus};
 pub use remus_wire::{
     AuthMethod, AuthenticationRecord, ErrorCode, Limits, MethodId, Priority, ServiceId,
 };

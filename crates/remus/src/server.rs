@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,12 +13,14 @@ use std::time::Duration;
 use remus_security::{TlsConfigError, TlsPolicy, alpn, server_config};
 use remus_session::{Answer, Grant, SessionConfig};
 use remus_transport::quic::{self, EndpointError, ShardGroup};
+use remus_transport::web::{self, Answering, Body as HttpBody};
 use remus_transport::webtransport::{self, Acceptor, DEFAULT_PORT};
-use remus_transport::{Connection, Dispatch, Handler, PeerRequest};
+use remus_transport::{Connection, Dispatch, Handler, PeerRequest, tcp};
 use remus_wire::{
     AuthMethod, AuthenticationRecord, Capabilities, ErrorCode, ErrorRecord, Health, Load, Query,
     QueryAnswer, ServiceId, ServiceRecord, ServiceVersion,
 };
+use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use tokio_util::sync::CancellationToken;
 
@@ -53,8 +56,13 @@ impl Authenticator for Anonymous {
     }
 }
 
-/// Answers plain HTTP/3 requests on the same port.
-type HttpHandler = Arc<dyn Fn(remus_http3::Request) -> BoxFuture<()> + Send + Sync>;
+/// Answers the plain HTTP requests that come to the port.
+type Pages =
+    Arc<dyn Fn(http::Request<HttpBody>) -> BoxFuture<http::Response<HttpBody>> + Send + Sync>;
+
+/// Ports to try where any will do, and each may be free on UDP and taken on TCP. With half of all ports taken, one of 16 is free on
+/// both with a chance of 99 %.
+const FREE_PORT_ATTEMPTS: usize = 16;
 
 /// Settings of a [`Server`].
 #[must_use = "nothing listens before bind"]
@@ -67,7 +75,16 @@ pub struct ServerBuilder {
     config: SessionConfig,
     origins: Vec<String>,
     authenticator: Arc<dyn Authenticator>,
-    http: Option<HttpHandler>,
+    http: Option<Pages>,
+    tcp: Tcp,
+}
+
+/// Whether and how a server listens on TCP.
+enum Tcp {
+    /// On the number that it has on UDP.
+    Bind,
+    Given(TcpListener),
+    No,
 }
 
 /// Why a server could not listen.
@@ -91,6 +108,14 @@ pub enum BindError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address} (TCP): {source}")]
+    TcpAddress {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// QUIC cannot be started.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
@@ -109,7 +134,7 @@ impl ServerBuilder {
         self
     }
 
-    /// The UDP address. Default `[::]:4433`: all addresses, IPv4 too. Port 0 takes any that is free.
+    /// The address, on UDP and on TCP. Default `[::]:4433`: all addresses, IPv4 too. Port 0 takes any that is free on both.
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = address;
         self
@@ -142,12 +167,30 @@ impl ServerBuilder {
         self
     }
 
-    /// Answers plain HTTP/3 requests. Without it they get 404.
+    /// Answers plain HTTP requests, of HTTP/1.1, HTTP/2 and HTTP/3. Without it they get 404.
+    ///
+    /// What is below `/remus/v2/` never comes here. Bodies are not limited: do that, and put a limit on the time that they may take.
     pub fn http(
         mut self,
-        handler: impl Fn(remus_http3::Request) -> BoxFuture<()> + Send + Sync + 'static,
+        pages: impl Fn(http::Request<HttpBody>) -> BoxFuture<http::Response<HttpBody>>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
-        self.http = Some(Arc::new(handler));
+        self.http = Some(Arc::new(pages));
+        self
+    }
+
+    /// Takes TCP connections from `listener`, which need not have the port that [`ServerBuilder::listen`] says, instead of listening
+    /// there. It must not block. Shards may share one, by clones of it.
+    pub fn tcp_listener(mut self, listener: TcpListener) -> Self {
+        self.tcp = Tcp::Given(listener);
+        self
+    }
+
+    /// Takes no TCP connections: sessions come over WebTransport, or HTTP/3, or not at all.
+    pub fn without_tcp(mut self) -> Self {
+        self.tcp = Tcp::No;
         self
     }
 
@@ -159,18 +202,26 @@ impl ServerBuilder {
     pub fn bind(self) -> Result<Server, BindError> {
         let identity = self.identity.ok_or(BindError::NoIdentity)?;
         self.config.validate()?;
-        let tls = server_config(self.policy, identity, alpn::QUIC)?;
-        let address = self.listen;
+        let tls = server_config(self.policy, Arc::clone(&identity), alpn::QUIC)?;
+        let tcp_tls = server_config(self.policy, identity, alpn::TCP)?;
         let is_shared = matches!(&self.shard, Some((group, _)) if group.count() > 1);
-        let socket = quic::bind(address, is_shared)
-            .map_err(|source| BindError::Address { address, source })?;
+        let (socket, listener) = listen(self.listen, is_shared, self.tcp)?;
         let endpoint = match &self.shard {
             Some((group, number)) => quic::shard_endpoint(socket, tls, group, *number)?,
             None => quic::server_endpoint(socket, tls)?,
         };
-        let address = endpoint
-            .local_addr()
-            .map_err(|source| BindError::Address { address, source })?;
+        let address = endpoint.local_addr().map_err(|source| BindError::Address {
+            address: self.listen,
+            source,
+        })?;
+        let tcp = match listener {
+            None => None,
+            Some(listener) => {
+                let listener = tokio::net::TcpListener::from_std(listener)
+                    .map_err(|source| BindError::TcpAddress { address, source })?;
+                Some((listener, tcp_tls))
+            }
+        };
         let gate = Gate {
             config: self.config,
             dispatcher: Arc::new(Dispatcher {
@@ -186,9 +237,41 @@ impl ServerBuilder {
         };
         Ok(Server {
             endpoint,
+            tcp,
             address,
             gate: Arc::new(gate),
         })
+    }
+}
+
+/// The sockets of one port number.
+fn listen(
+    address: SocketAddr,
+    is_shared: bool,
+    tcp: Tcp,
+) -> Result<(UdpSocket, Option<TcpListener>), BindError> {
+    let udp =
+        || quic::bind(address, is_shared).map_err(|source| BindError::Address { address, source });
+    let mut attempts = if address.port() == 0 {
+        FREE_PORT_ATTEMPTS
+    } else {
+        1
+    };
+    match tcp {
+        Tcp::No => Ok((udp()?, None)),
+        Tcp::Given(listener) => Ok((udp()?, Some(listener))),
+        Tcp::Bind => loop {
+            attempts = attempts.saturating_sub(1);
+            let socket = udp()?;
+            let address = socket
+                .local_addr()
+                .map_err(|source| BindError::Address { address, source })?;
+            match tcp::bind(address, is_shared) {
+                Ok(listener) => return Ok((socket, Some(listener))),
+                Err(error) if error.kind() == ErrorKind::AddrInUse && attempts > 0 => {}
+                Err(source) => return Err(BindError::TcpAddress { address, source }),
+            }
+        },
     }
 }
 
@@ -200,9 +283,10 @@ impl std::fmt::Debug for ServerBuilder {
     }
 }
 
-/// Serves a router on one UDP port. Its connections and handlers run on the tokio runtime on which it was bound.
+/// Serves a router on one port, of UDP and of TCP. Its connections and handlers run on the tokio runtime on which it was bound.
 pub struct Server {
     endpoint: quinn::Endpoint,
+    tcp: Option<(tokio::net::TcpListener, Arc<ServerConfig>)>,
     address: SocketAddr,
     gate: Arc<Gate>,
 }
@@ -220,6 +304,7 @@ impl Server {
             origins: Vec::new(),
             authenticator: Arc::new(Anonymous),
             http: None,
+            tcp: Tcp::Bind,
         }
     }
 
@@ -245,17 +330,24 @@ impl Server {
     pub async fn serve_with_grace(self, stop: impl Future<Output = ()>, grace: Duration) {
         let stopping = CancellationToken::new();
         let gate: Arc<dyn Acceptor> = Arc::clone(&self.gate) as Arc<dyn Acceptor>;
-        let serving = webtransport::serve(self.endpoint.clone(), gate, stopping.clone());
+        let over_udp =
+            webtransport::serve(self.endpoint.clone(), Arc::clone(&gate), stopping.clone());
+        let over_tcp = async {
+            if let Some((listener, tls)) = self.tcp {
+                tcp::serve(listener, tls, gate, stopping.clone()).await;
+            }
+        };
+        let serving = async { tokio::join!(over_udp, over_tcp) };
         tokio::pin!(serving);
         tokio::select! {
-            () = &mut serving => return,
+            _ = &mut serving => return,
             () = stop => {}
         }
         self.gate.stopping.store(true, Ordering::SeqCst);
         if let Some(broker) = self.gate.dispatcher.router.broker() {
             broker.close("the server is shutting down");
         }
-        let open = self.connections().list();
+        let open = Connections(Arc::clone(&self.gate)).list();
         for connection in &open {
             connection.shut_down(ErrorCode::OK, "the server is shutting down", "", grace);
         }
@@ -266,7 +358,7 @@ impl Server {
         };
         // Accepting goes on meanwhile, so that who comes now hears "service unavailable" instead of nothing.
         tokio::select! {
-            () = &mut serving => {}
+            _ = &mut serving => {}
             _ = tokio::time::timeout(grace + remus_transport::LINGER_MAX, ended) => {}
         }
         stopping.cancel();
@@ -315,7 +407,7 @@ struct Gate {
     config: SessionConfig,
     dispatcher: Arc<Dispatcher>,
     origins: Vec<String>,
-    http: Option<HttpHandler>,
+    http: Option<Pages>,
     connections: Mutex<HashMap<u32, Connection>>,
     next: AtomicU32,
     /// No session is taken any more.
@@ -370,19 +462,13 @@ impl Acceptor for Gate {
         });
     }
 
-    fn http(&self, request: remus_http3::Request) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        if let Some(handler) = &self.http {
-            return handler(request);
+    fn pages(&self, request: http::Request<HttpBody>) -> Answering {
+        if let Some(pages) = &self.http {
+            return pages(request);
         }
-        Box::pin(async move {
-            let head = http::Response::builder()
-                .status(http::StatusCode::NOT_FOUND)
-                .body(())
-                .unwrap_or_default();
-            if let Ok(mut body) = request.respond(head).await {
-                let _ = body.finish().await;
-            }
-        })
+        let mut response = http::Response::new(web::empty());
+        *response.status_mut() = http::StatusCode::NOT_FOUND;
+        Box::pin(std::future::ready(response))
     }
 }
 

@@ -4,8 +4,10 @@
 //! Invariant: both queues hold whole frames, so whatever is taken from them may be put into a message of its own.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -31,18 +33,29 @@ const OUTGOING_MAX: usize = 256 * 1024;
 pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// One link; all clones are the same.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Framed(Arc<Shared>);
 
-#[derive(Debug)]
+impl fmt::Debug for Framed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Framed")
+            .field("carrier", &self.carrier())
+            .field("remote", &self.0.remote)
+            .finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     remote: SocketAddr,
     state: Mutex<State>,
     end: watch::Sender<Option<LinkEnd>>,
 }
 
-#[derive(Debug)]
+/// What carries the link. It ends soon after the link.
+pub(crate) type Runner = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 struct State {
+    runner: Option<Runner>,
     carrier: Carrier,
     lane_taken: bool,
     incoming: VecDeque<Bytes>,
@@ -92,6 +105,7 @@ impl Framed {
         Self(Arc::new(Shared {
             remote,
             state: Mutex::new(State {
+                runner: None,
                 carrier,
                 lane_taken: false,
                 incoming: VecDeque::new(),
@@ -122,8 +136,18 @@ impl Framed {
     }
 
     /// An HTTP link is what its reader makes of it. Spec: carriers §3.
+    #[allow(dead_code, reason = "the HTTP link comes with the next change")]
     pub(crate) fn set_carrier(&self, carrier: Carrier) {
         self.lock().carrier = carrier;
+    }
+
+    /// Says what carries it; whoever drives its session runs that.
+    pub(crate) fn set_runner(&self, runner: impl Future<Output = ()> + Send + 'static) {
+        self.lock().runner = Some(Box::pin(runner));
+    }
+
+    pub(crate) fn take_runner(&self) -> Option<Runner> {
+        self.lock().runner.take()
     }
 
     pub(crate) fn remote_address(&self) -> SocketAddr {
@@ -213,6 +237,7 @@ impl Framed {
     }
 
     /// Whether there are frames to send.
+    #[allow(dead_code, reason = "the HTTP link comes with the next change")]
     pub(crate) fn has_outgoing(&self) -> bool {
         !self.lock().outgoing.is_empty()
     }
@@ -287,6 +312,13 @@ impl Framed {
         };
         self.tell_end(told);
         wakers.into_iter().for_each(wake);
+    }
+
+    /// The link broke.
+    pub(crate) fn lose(&self, reason: &str) {
+        self.set_end(LinkEnd::Lost {
+            reason: reason.to_owned(),
+        });
     }
 
     fn tell_end(&self, end: Option<LinkEnd>) {

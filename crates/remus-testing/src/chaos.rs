@@ -30,7 +30,8 @@
 //!
 //! TCP ends at the proxy on either side: the kernels repair loss and order there, so these are conditions of UDP alone, and a connection
 //! is taken before the server was asked. Timers tick in milliseconds: on a fast link of limited bandwidth datagrams leave in small
-//! groups. Whoever reaches its port reaches the server; it is for loopback.
+//! groups. Whoever reaches its port reaches the server; it is for loopback. It changes nothing of what passes: a server that names
+//! its own port in an answer leads its clients past the proxy.
 
 mod command;
 mod fate;
@@ -43,7 +44,7 @@ mod udp;
 pub use command::{Change, Command, CommandError, Setting};
 pub use fate::{Fate, Fates, OVERTAKEN_BY_MAX};
 pub use line::{BACKLOG_MAX, HELD_MAX, PACKET_OVERHEAD_BYTES, REORDER_HOLD, WAITING_BYTES_MAX};
-pub use proxy::{BIND_ATTEMPTS, Builder, Counts, Handle, Proxy, TcpCounts, UdpCounts};
+pub use proxy::{BIND_ATTEMPTS, Builder, Counts, FlowCounts, Handle, Proxy, TcpCounts, UdpCounts};
 pub use settings::{Chance, DELAY_MAX, Direction, Protocol, Settings, Tcp, Udp, Ways};
 pub use tcp::{CHUNK_BYTES, CONNECTIONS_MAX, WINDOW_BYTES};
 pub use udp::{DATAGRAM_BYTES_MAX, FLOW_IDLE, FLOWS_MAX, INBOX_PACKETS, SOCKET_BUFFER_BYTES};

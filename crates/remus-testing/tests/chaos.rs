@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use remus_testing::chaos::{
-    Chance, Counts, Direction, Fates, Handle, Protocol, Proxy, Settings, Udp,
+    CONNECTIONS_MAX, Chance, Counts, Direction, FLOW_IDLE, FLOWS_MAX, Fates, Handle, Protocol,
+    Proxy, Settings, Udp,
 };
 use remus_testing::for_each_seed;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -494,6 +495,72 @@ async fn a_closed_proxy_has_left_its_port_and_a_dropped_one_leaves_it() {
         }
         tokio::task::yield_now().await;
     }
+}
+
+/// Both limits in one test, one after the other: each takes hundreds of sockets.
+#[tokio::test]
+async fn more_flows_and_connections_than_the_limits_are_refused_and_others_served() {
+    let echo = Echo::start().await;
+    let proxy = Proxy::to(echo.address).start().await.unwrap();
+    let handle = proxy.handle();
+    let mut clients = Vec::new();
+    let mut sent = 0;
+    for number in 0..u32::try_from(FLOWS_MAX).unwrap() {
+        let client = client_of(&proxy).await;
+        sent += 1;
+        send_and_settle(&client, handle, number, sent).await;
+        assert_eq!(received(&client, 1).await, [number]);
+        clients.push(client);
+    }
+    let late = client_of(&proxy).await;
+    late.send(b"late").await.unwrap();
+    until(handle, |counts| counts.udp.up.overflowed == 1).await;
+    clients[0].send(&[0; 4]).await.unwrap();
+    assert_eq!(received(&clients[0], 1).await, [0]);
+    // When the others are forgotten there is room.
+    handle.reset_udp();
+    until(handle, |counts| counts.flows.ended == counts.flows.begun).await;
+    late.send(&[0; 4]).await.unwrap();
+    assert_eq!(received(&late, 1).await, [0]);
+    drop(clients);
+
+    // They need no server while it is out of reach.
+    handle.tcp(|tcp| tcp.black_hole = true);
+    let mut streams = Vec::new();
+    for number in 1..=u64::try_from(CONNECTIONS_MAX).unwrap() {
+        streams.push(TcpStream::connect(proxy.address()).await.unwrap());
+        until(handle, |counts| counts.tcp.accepted == number).await;
+    }
+    let mut late = TcpStream::connect(proxy.address()).await.unwrap();
+    let error = late.read(&mut [0]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(handle.counts().tcp.refused, 1);
+    handle.reset_tcp();
+    until(handle, |counts| counts.tcp.ended == counts.tcp.accepted).await;
+    handle.tcp(|tcp| tcp.black_hole = false);
+    let mut late = TcpStream::connect(proxy.address()).await.unwrap();
+    echoes(&mut late, b"room").await;
+}
+
+#[tokio::test]
+async fn a_silent_flow_is_forgotten_and_begins_anew() {
+    let server = UdpSocket::bind(LOOPBACK).await.unwrap();
+    let proxy = Proxy::to(server.local_addr().unwrap())
+        .start()
+        .await
+        .unwrap();
+    let client = client_of(&proxy).await;
+    let mut buffer = [0; 8];
+    client.send(b"one").await.unwrap();
+    let (_, before) = server.recv_from(&mut buffer).await.unwrap();
+    tokio::time::pause();
+    // A second more, as timers tick in milliseconds.
+    tokio::time::advance(FLOW_IDLE + Duration::from_secs(1)).await;
+    until(proxy.handle(), |counts| counts.flows.ended == 1).await;
+    tokio::time::resume();
+    client.send(b"two").await.unwrap();
+    let (_, after) = server.recv_from(&mut buffer).await.unwrap();
+    assert_ne!(before, after);
 }
 
 #[tokio::test]

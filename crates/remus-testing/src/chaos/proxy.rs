@@ -23,6 +23,7 @@ pub(super) struct Shared {
     pub(super) seed: u64,
     pub(super) state: watch::Sender<State>,
     pub(super) udp: Ways<Arc<Link>>,
+    pub(super) flows: udp::Flows,
     pub(super) tcp: tcp::Totals,
 }
 
@@ -107,6 +108,7 @@ impl Builder {
                 ..State::default()
             }),
             udp: Ways::default(),
+            flows: udp::Flows::default(),
             tcp: tcp::Totals::default(),
         });
         let serving = Arc::clone(&shared);
@@ -279,6 +281,7 @@ impl Handle {
                 up: self.shared.udp.up.counts(),
                 down: self.shared.udp.down.counts(),
             },
+            flows: self.shared.flows.counts(),
             tcp: self.shared.tcp.counts(),
         }
     }
@@ -289,6 +292,8 @@ impl Handle {
 pub struct Counts {
     /// To the datagrams of each direction.
     pub udp: Ways<UdpCounts>,
+    /// To those who send them.
+    pub flows: FlowCounts,
     /// To connections.
     pub tcp: TcpCounts,
 }
@@ -313,6 +318,15 @@ pub struct UdpCounts {
     pub swallowed: u64,
     /// Were refused by the kernel when they were to be sent on.
     pub failed: u64,
+}
+
+/// Addresses of clients, each with a port towards the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowCounts {
+    /// Those that were heard of.
+    pub begun: u64,
+    /// Those among them that are forgotten: after [`FLOW_IDLE`](super::FLOW_IDLE), or by [`Handle::reset_udp`].
+    pub ended: u64,
 }
 
 /// Connections and their bytes.

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -194,14 +193,9 @@ async fn join(
     let _ = server.set_nodelay(true);
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    let pump = |direction| Pump {
-        direction,
-        totals: &shared.tcp,
-        fates: Fates::new(shared.seed, Protocol::Tcp, number, direction),
-        state: state.clone(),
-        waiting: VecDeque::new(),
-        waiting_bytes: 0,
-        last_due: None,
+    let pump = |direction| {
+        let fates = Fates::new(shared.seed, Protocol::Tcp, number, direction);
+        Pump::new(direction, &shared.tcp, fates, state.clone())
     };
     let ended = tokio::try_join!(
         pump(Direction::Up).run(from_client, to_server),
@@ -242,11 +236,28 @@ struct Pump<'s> {
     last_due: Option<Instant>,
 }
 
-impl Pump<'_> {
+impl<'s> Pump<'s> {
+    fn new(
+        direction: Direction,
+        totals: &'s Totals,
+        fates: Fates,
+        state: watch::Receiver<State>,
+    ) -> Self {
+        Self {
+            direction,
+            totals,
+            fates,
+            state,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            last_due: None,
+        }
+    }
+
     async fn run(
         mut self,
-        mut from: ReadHalf<'_>,
-        mut to: WriteHalf<'_>,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
     ) -> Result<Said, BrokenOff> {
         let shaper = self.totals.shapers.way(self.direction);
         let mut buffer = vec![0; CHUNK_BYTES];
@@ -328,7 +339,11 @@ fn chunk_bytes(tcp: &Tcp) -> usize {
 }
 
 /// Cancel safe: the time is absolute, and a read that is dropped has read nothing.
-async fn read_from(at: Instant, from: &mut ReadHalf<'_>, chunk: &mut [u8]) -> io::Result<usize> {
+async fn read_from(
+    at: Instant,
+    from: &mut (impl AsyncRead + Unpin),
+    chunk: &mut [u8],
+) -> io::Result<usize> {
     if at > Instant::now() {
         sleep_until(at).await;
     }
@@ -344,7 +359,7 @@ enum Written {
 }
 
 /// Waits until the first thing is due, and passes it on. Cancel safe, as a write that is dropped has written nothing.
-async fn write_to(to: &mut WriteHalf<'_>, first: Option<&(Instant, Item)>) -> Written {
+async fn write_to(to: &mut (impl AsyncWrite + Unpin), first: Option<&(Instant, Item)>) -> Written {
     let Some((due, item)) = first else {
         return std::future::pending().await;
     };
@@ -361,5 +376,152 @@ async fn write_to(to: &mut WriteHalf<'_>, first: Option<&(Instant, Item)>) -> Wr
             Err(_) => Written::Nobody,
         },
         Item::BreakOff => Written::BreakOff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Bytes between a pump and its peers here; little, so that what waits waits in the pump.
+    const PIPE_BYTES: usize = 1024;
+
+    /// A pump upward with what feeds it and what it feeds. The clock moves only when everything waits.
+    struct World {
+        state: watch::Sender<State>,
+        client: DuplexStream,
+        server: DuplexStream,
+        pump: JoinHandle<Result<Said, BrokenOff>>,
+        start: Instant,
+    }
+
+    fn world(tcp: Tcp) -> World {
+        let mut state = State::default();
+        state.settings.tcp.up = tcp;
+        let state = watch::Sender::new(state);
+        let (client, from) = duplex(PIPE_BYTES);
+        let (to, server) = duplex(PIPE_BYTES);
+        let watched = state.subscribe();
+        let pump = tokio::spawn(async move {
+            let totals = Totals::default();
+            let fates = Fates::new(1, Protocol::Tcp, 0, Direction::Up);
+            let pump = Pump::new(Direction::Up, &totals, fates, watched);
+            pump.run(from, to).await
+        });
+        World {
+            state,
+            client,
+            server,
+            pump,
+            start: Instant::now(),
+        }
+    }
+
+    impl World {
+        async fn read(&mut self, len: usize) -> Duration {
+            self.server.read_exact(&mut vec![0; len]).await.unwrap();
+            self.start.elapsed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_and_the_end_of_a_connection_are_delayed() {
+        let mut world = world(Tcp {
+            delay: Duration::from_millis(100),
+            ..Tcp::default()
+        });
+        world.client.write_all(&[7; 500]).await.unwrap();
+        assert_eq!(world.read(500).await.as_millis(), 100);
+        world.client.shutdown().await.unwrap();
+        assert_eq!(world.server.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(world.start.elapsed().as_millis(), 200);
+        assert!(matches!(world.pump.await.unwrap(), Ok(Said::All)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bandwidth_lets_bytes_trickle() {
+        let World {
+            mut client,
+            mut server,
+            start,
+            state: _told,
+            pump: _,
+        } = world(Tcp {
+            bandwidth: NonZeroU64::new(100_000),
+            ..Tcp::default()
+        });
+        let write = async { client.write_all(&[7; 100_000]).await.unwrap() };
+        let read = async {
+            // Never earlier, and never later than the piece that the last of them came in, to the tick of the timer.
+            for hundredth in 1..=100 {
+                server.read_exact(&mut [0; 1000]).await.unwrap();
+                let (due, came) = (10 * hundredth, start.elapsed().as_millis());
+                assert!((due..=due + 11).contains(&came), "{came} ms, not {due}");
+            }
+        };
+        tokio::join!(write, read);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_the_window_is_taken_in() {
+        let mut world = world(Tcp {
+            delay: DELAY_MAX,
+            ..Tcp::default()
+        });
+        let chunk = vec![7; PIPE_BYTES];
+        let mut written = 0;
+        // A second in which nothing moves is one in which nothing will.
+        while let Ok(len) = timeout(Duration::from_secs(1), world.client.write(&chunk)).await {
+            written += len.unwrap();
+        }
+        assert!((WINDOW_BYTES..=WINDOW_BYTES + CHUNK_BYTES + PIPE_BYTES).contains(&written));
+        // When the first has arrived there is room again.
+        assert_eq!(world.read(CHUNK_BYTES).await.as_secs(), 60);
+        world.client.write_all(&chunk).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_stops_stops_the_writer() {
+        let mut world = world(Tcp::default());
+        let chunk = vec![7; PIPE_BYTES];
+        let mut written = 0;
+        while let Ok(len) = timeout(Duration::from_secs(1), world.client.write(&chunk)).await {
+            written += len.unwrap();
+        }
+        assert!(written <= WINDOW_BYTES + CHUNK_BYTES + 2 * PIPE_BYTES);
+        world.read(written).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_black_hole_keeps_what_is_on_its_way() {
+        let mut world = world(Tcp {
+            delay: Duration::from_millis(100),
+            ..Tcp::default()
+        });
+        world.client.write_all(&[7; 500]).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        let hole =
+            |black_hole| move |state: &mut State| state.settings.tcp.up.black_hole = black_hole;
+        world.state.send_modify(hole(true));
+        world.client.shutdown().await.unwrap();
+        let nothing = timeout(DELAY_MAX, world.server.read(&mut [0])).await;
+        nothing.unwrap_err();
+        world.state.send_modify(hole(false));
+        world.read(500).await;
+        assert_eq!(world.server.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_no_more_ends_the_direction_and_not_the_connection() {
+        let mut world = world(Tcp::default());
+        drop(world.server);
+        world.client.write_all(&[7; 500]).await.unwrap();
+        assert!(matches!(world.pump.await.unwrap(), Ok(Said::ToNobody)));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::fate::Fates;
 use super::line::{Line, Link, Packet, count};
-use super::proxy::{Shared, State, closing};
+use super::proxy::{FlowCounts, Shared, State, closing};
 use super::settings::{Direction, Protocol, Udp};
 
 /// Flows at a time. Each has a socket and a task; beyond it the datagrams of new ones are dropped, and counted as overflow.
@@ -59,6 +60,22 @@ fn bind_towards(server: SocketAddr) -> io::Result<UdpSocket> {
     bind(SocketAddr::new(ip, 0))
 }
 
+/// How many flows there were.
+#[derive(Debug, Default)]
+pub(super) struct Flows {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Flows {
+    pub(super) fn counts(&self) -> FlowCounts {
+        FlowCounts {
+            begun: self.begun.load(Ordering::Relaxed),
+            ended: self.ended.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// Where the task of a flow is reached.
 struct Inbox {
     packets: mpsc::Sender<Packet>,
@@ -78,6 +95,7 @@ pub(super) async fn serve(socket: UdpSocket, shared: Arc<Shared>) {
         tokio::select! {
             () = closing(&mut state) => break,
             Some(ended) = flows.join_next(), if !flows.is_empty() => {
+                count(&shared.flows.ended);
                 // A flow that came after one of the same address stays.
                 if let Ok(client) = ended
                     && inboxes.get(&client).is_some_and(|inbox| inbox.packets.is_closed())
@@ -118,6 +136,7 @@ pub(super) async fn serve(socket: UdpSocket, shared: Arc<Shared>) {
                         resets,
                     };
                     flows_begun += 1;
+                    count(&shared.flows.begun);
                     inboxes.insert(client, Inbox { packets, resets });
                     flows.spawn(flow.run(inbox, shared.state.subscribe()));
                 }

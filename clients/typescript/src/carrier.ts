@@ -13,23 +13,23 @@ export interface CarrierEnd {
 
 /** What a carrier tells its session. */
 export interface CarrierSink {
-	/** Bytes of a lane, in order; where they are cut means nothing. The session keeps no reference to them but in payloads. */
-	received(lane: number, bytes: Uint8Array): void;
+	/** Bytes of lane 0, in order; where they are cut means nothing. The session keeps no reference to them but in payloads. */
+	received(bytes: Uint8Array): void;
 	/** There is room again. May come when nothing waits for it. */
 	drained(): void;
 	/** Nothing comes after it. Doesn't come after `close` or `drop`. */
 	ended(end: CarrierEnd): void;
 }
 
-/** A link to the peer, open. */
+/** A link to the peer, open. This client uses lane 0 alone, as every peer may (TRANS-29, TRANS-31). */
 export interface Carrier {
 	readonly kind: CarrierKind;
 	/** Tells from now on what arrives. Called once, before anything is written. */
 	start(sink: CarrierSink): void;
-	/** Whether more may be written to a lane: less than {@link BUFFERED_MAX} waits there. */
-	room(lane: number): boolean;
+	/** Whether more may be written: less than {@link BUFFERED_MAX} waits. */
+	room(): boolean;
 	/** Writes whole frames, at most {@link CHUNK_MAX} bytes. They stay unchanged, and may be kept by both sides. */
-	write(lane: number, frames: Bytes): void;
+	write(frames: Bytes): void;
 	/** Ends the session: lets out what stands ready, but not for longer than {@link CLOSE_MS}, then says why. Settles when that is done. */
 	close(code: number, reason: string): Promise<void>;
 	/** Lets go of the carrier without a word: as if the network had broken. The session isn't ended by it. */
@@ -48,7 +48,7 @@ export interface Target {
 export type OpenCarrier = (target: Target, signal: AbortSignal) => Promise<Carrier>;
 
 /**
- * Bytes that may wait in a carrier's buffers before nothing more is written to a lane: what a 100 Mbit/s link with 20 ms of round
+ * Bytes that may wait in a carrier's buffers before nothing more is written: what a 100 Mbit/s link with 20 ms of round
  * trip has in flight. More would let a small call wait behind what stands ready already.
  */
 export const BUFFERED_MAX = 262_144;

@@ -34,6 +34,11 @@ const CALL_TIMEOUT_MS = 30_000;
 /** Pauses between tries to connect, in ms: doubled from the first to the last. */
 const BACKOFF_MS = 50;
 const BACKOFF_MAX_MS = 5_000;
+/** How long a session without a carrier is kept, in ms. */
+const RESUME_WINDOW_MS = 60_000;
+/** Pauses before better carriers are tried, in ms: doubled from the first to the last. */
+const CLIMB_MS = 5_000;
+const CLIMB_MAX_MS = 300_000;
 /** How long open calls may take when the client is closed, in ms. */
 const GRACE_MS = 5_000;
 /** UDP and TCP port where the URL names none. Spec: TRANS-2. */
@@ -120,6 +125,13 @@ class RemusClient implements Client {
 	#resolveClosed: (error: RemusError | undefined) => void = () => {};
 	#first: { resolve(): void; reject(error: unknown): void } | undefined;
 	#failures = 0;
+	#resumptions = 0;
+	/** Why the next carrier is taken into use. */
+	#reason = "";
+	/** A carrier that was asked to take the session on, and who waits for it. */
+	#coming: { readonly carrier: Carrier; readonly resolve: () => void; readonly reject: (error: RemusError) => void } | undefined;
+	#connectTimer: ReturnType<typeof setTimeout> | undefined;
+	#climbTimer: ReturnType<typeof setTimeout> | undefined;
 
 	constructor(platform: Platform, url: string, options: ConnectOptions) {
 		this.url = url;
@@ -163,35 +175,83 @@ class RemusClient implements Client {
 	}
 
 	#newSession(): Session {
-		const session: Session = new Session({
-			active: () => {
-				this.#sessions++;
-				this.#failures = 0;
-				this.#setState("open");
-				this.#first?.resolve();
+		const session: Session = new Session(
+			{
+				active: () => {
+					this.#sessions++;
+					this.#failures = 0;
+					this.#setState("open");
+					this.#first?.resolve();
+					this.#climb(CLIMB_MS);
+				},
+				suspended: (reason) => {
+					this.#failComing(reason);
+					this.#useCarrier(undefined, reason);
+					if (this.#state === "open") this.#setState("suspended");
+					if (!this.#stop.signal.aborted) this.#connectLater();
+				},
+				resumed: () => {
+					const coming = this.#coming;
+					if (!coming) return;
+					this.#coming = undefined;
+					this.#resumptions++;
+					this.#failures = 0;
+					memory.set(this.url, coming.carrier.kind);
+					this.#useCarrier(coming.carrier, this.#reason);
+					this.#setState("open");
+					coming.resolve();
+					this.#climb(CLIMB_MS);
+				},
+				ended: (error, refused) => this.#sessionEnded(session, error, refused),
 			},
-			ended: (error, refused) => this.#sessionEnded(session, error, refused),
-		});
+			this.#options.resumeWindowMs ?? RESUME_WINDOW_MS,
+		);
 		return session;
 	}
 
+	/** Finds a carrier: for the session that was lost, or for a new one. */
 	async #connect(): Promise<void> {
-		const session = this.#session;
 		const signal = this.#stop.signal;
 		try {
-			const bearer = this.#options.credentials?.bearer;
-			const token = typeof bearer === "function" ? await bearer() : bearer;
+			const early = this.#session.suspended ? undefined : this.#bearer();
+			early?.catch(() => {});
 			const carrier = await race(this.#kinds(), this.#openers, this.#target, this.#options.headStartMs ?? HEAD_START_MS, signal);
-			if (signal.aborted) return carrier.drop();
+			// while carriers raced, the session may have got another, or have ended
+			if (this.#session.suspended && !this.#coming && !signal.aborted) {
+				this.#resumeOn(carrier, "resumed").catch(() => {});
+				return;
+			}
+			const token = await (early ?? this.#bearer());
+			if (signal.aborted || this.#coming || this.#carrier) return carrier.drop();
 			memory.set(this.url, carrier.kind);
-			session.begin(carrier, token);
 			this.#useCarrier(carrier, "connected");
+			this.#session.begin(carrier, token);
 		} catch (error) {
 			const failure = isRemusError(error) ? error : remusError("UNAUTHENTICATED", "the credentials could not be had", { cause: error });
 			if (signal.aborted) return;
 			if (this.#first || PERMANENT.has(failure.code)) this.#over(failure);
 			else this.#connectLater();
 		}
+	}
+
+	async #bearer(): Promise<string | undefined> {
+		const bearer = this.#options.credentials?.bearer;
+		return typeof bearer === "function" ? await bearer() : bearer;
+	}
+
+	/** Asks on a carrier to go on with the session. Settles when it does; where it doesn't, the session is suspended or over. */
+	#resumeOn(carrier: Carrier, reason: string): Promise<void> {
+		return new Promise((resolve, reject) => {
+			this.#reason = reason;
+			this.#coming = { carrier, resolve, reject };
+			this.#session.resume(carrier);
+		});
+	}
+
+	#failComing(reason: string): void {
+		const coming = this.#coming;
+		this.#coming = undefined;
+		coming?.reject(remusError("UNAVAILABLE", reason));
 	}
 
 	/** Kinds to try, the one that won last time first. */
@@ -202,12 +262,48 @@ class RemusClient implements Client {
 	}
 
 	#connectLater(): void {
-		const pause = Math.min(BACKOFF_MAX_MS, BACKOFF_MS * 2 ** this.#failures++);
-		const timer = setTimeout(() => void this.#connect(), pause * (0.5 + Math.random() / 2));
-		this.#stop.signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
+		clearTimeout(this.#connectTimer);
+		clearTimeout(this.#climbTimer);
+		// the first try is made at once
+		const pause = this.#failures === 0 ? 0 : Math.min(BACKOFF_MAX_MS, BACKOFF_MS * 2 ** (this.#failures - 1));
+		this.#failures++;
+		this.#connectTimer = setTimeout(() => void this.#connect(), pause * (0.5 + Math.random() / 2));
+	}
+
+	/** Looks in the background whether a better carrier can be had, and moves there. */
+	#climb(pauseMs: number): void {
+		clearTimeout(this.#climbTimer);
+		const kinds = (this.#options.carriers ?? ladder).filter((kind) => this.#openers[kind]);
+		const better = kinds.slice(0, this.carrier ? kinds.indexOf(this.carrier) : 0);
+		if (better.length === 0 || this.#options.climb === false || !this.#session.resumable) return;
+		this.#climbTimer = setTimeout(async () => {
+			for (const kind of better) {
+				try {
+					await this.#move(kind, "climbed");
+					return;
+				} catch {
+					// not now
+				}
+			}
+			if (this.#state === "open") this.#climb(Math.min(pauseMs * 2, CLIMB_MAX_MS));
+		}, pauseMs);
+	}
+
+	async #move(kind: CarrierKind, reason: string): Promise<void> {
+		const open = this.#openers[kind];
+		if (!open) throw remusError("UNIMPLEMENTED", `there is no ${kind} here`);
+		const session = this.#session;
+		const signal = AbortSignal.any([this.#stop.signal, AbortSignal.timeout(CONNECT_TIMEOUT_MS)]);
+		const carrier = await open(this.#target, signal);
+		if (session !== this.#session || !session.resumable || this.#coming) {
+			carrier.drop();
+			throw remusError("UNAVAILABLE", "the session has changed meanwhile");
+		}
+		await this.#resumeOn(carrier, reason);
 	}
 
 	#useCarrier(carrier: Carrier | undefined, reason: string): void {
+		if (!carrier && !this.#carrier) return;
 		const previous = this.#carrier?.kind ?? this.#previousCarrier;
 		const gapMs = carrier && this.#carrierLostAt !== undefined ? performance.now() - this.#carrierLostAt : 0;
 		this.#carrier = carrier;
@@ -221,7 +317,8 @@ class RemusClient implements Client {
 		if (session !== this.#session) return;
 		this.#bytesSent += session.bytesSent;
 		this.#bytesReceived += session.bytesReceived;
-		if (this.#carrier) this.#useCarrier(undefined, error.message);
+		this.#useCarrier(undefined, error.message);
+		this.#failComing(error.message);
 		if (this.#state === "closing") return;
 		if (this.#stop.signal.aborted) return;
 		if (this.#first || (refused && PERMANENT.has(error.code))) {
@@ -241,6 +338,8 @@ class RemusClient implements Client {
 		if (this.#state === "closed") return;
 		this.#setState("closed");
 		this.#stop.abort();
+		clearTimeout(this.#connectTimer);
+		clearTimeout(this.#climbTimer);
 		const session = this.#session;
 		const carrier = this.#carrier;
 		const forCalls = error ?? remusError("CANCELLED", "the client was closed");
@@ -250,7 +349,7 @@ class RemusClient implements Client {
 		}
 		session.abandon(forCalls);
 		carrier?.drop();
-		if (this.#carrier) this.#useCarrier(undefined, forCalls.message);
+		this.#useCarrier(undefined, forCalls.message);
 		this.#first?.reject(error);
 		this.#resolveClosed(error);
 		this.#emit("closed", { error });
@@ -263,20 +362,22 @@ class RemusClient implements Client {
 		}
 		this.#setState("closing");
 		this.#stop.abort();
+		clearTimeout(this.#connectTimer);
+		clearTimeout(this.#climbTimer);
 		await this.#session.shutDown(options.graceMs ?? GRACE_MS);
 		this.#over(undefined);
 	}
 
 	dropCarrier(): void {
-		const carrier = this.#carrier;
-		if (!carrier) return;
-		carrier.drop();
-		this.#session.ended({ code: undefined, reason: "dropped by the application" });
+		if (this.#carrier) this.#session.dropCarrier("dropped by the application");
 	}
 
 	async switchCarrier(kind: CarrierKind): Promise<void> {
 		if (this.carrier === kind) return;
-		throw remusError("UNIMPLEMENTED", `this session can't be moved to ${kind}: its peer doesn't resume sessions`);
+		if (this.#session.active && !this.#session.resumable) {
+			throw remusError("UNIMPLEMENTED", `this session can't be moved to ${kind}: its peer doesn't resume sessions`);
+		}
+		await this.#move(kind, "switched");
 	}
 
 	// ---- events ----------------------------------------------------------------------------------
@@ -320,19 +421,19 @@ class RemusClient implements Client {
 			carrierSince: this.#carrierSince,
 			session: session.session,
 			version: session.version,
-			resumable: false,
-			resumptions: 0,
+			resumable: session.resumable,
+			resumptions: this.#resumptions,
 			sessions: this.#sessions,
 			...session.rtts,
 			calls: session.openCalls,
 			waitingCalls: session.waitingCalls,
-			lanes: session.laneCount,
+			lanes: 1,
 			streams: session.streams(),
 			send: credit(session.credit.send),
 			receive: credit(session.credit.receive),
 			bytesSent: this.#bytesSent + (ended ? 0n : session.bytesSent),
 			bytesReceived: this.#bytesReceived + (ended ? 0n : session.bytesReceived),
-			retainedBytes: 0,
+			retainedBytes: session.retained,
 		};
 	}
 

@@ -10,7 +10,16 @@ import { nowUs } from "./clock.js";
 import { utf8Encoder } from "./codecs.js";
 import { codeOfNumber, type ErrorCode, errorCodes, isRemusError, type RemusError, remusError } from "./errors.js";
 import { type Bytes, DecodeError, Reader, Writer } from "./wire/bytes.js";
-import { decodeFrame, encodeFrame, FRAME_HEADER, frameTypes, judgeFrame, writeFrameHeader } from "./wire/frame.js";
+import {
+	decodeFrame,
+	encodeFrame,
+	FRAME_HEADER,
+	FRAME_PAYLOAD_MAX,
+	frameTypes,
+	judgeFrame,
+	type RawFrame,
+	writeFrameHeader,
+} from "./wire/frame.js";
 import {
 	decodeMessage,
 	defaultLimits,
@@ -40,6 +49,7 @@ import {
 	features,
 	IDLE_TIMEOUT_EXTENSION,
 	MUST_UNDERSTAND,
+	RESUME_WINDOW_EXTENSION,
 } from "./wire/records.js";
 
 /** Largest frame payload that is taken, in bytes: as large as a peer may send before it knows. */
@@ -79,6 +89,12 @@ const RTT_SAMPLES = 8;
 const TIMER_MAX_MS = 2_147_483_647;
 /** Farthest ahead of our clock that a peer's timestamp is believed, in µs. Spec: CORE-69. */
 const CLOCK_AHEAD_US = 60_000_000n;
+/** Bytes taken in after which the peer is told, so that it can let go of them: 18 bytes for each 64 KiB. */
+const ACK_EVERY = 65_536;
+/** Bytes that are kept until the peer has acknowledged them; streams then wait. 8 MiB keep 640 Mbit/s going at 100 ms. */
+const RETAINED_MAX = 8_388_608;
+/** How long an answer to a request to resume may take before the carrier is given up, in ms. */
+const RESUME_TIMEOUT_MS = 5_000;
 /** Largest request ID. */
 const ID_MAX = 0xffffffff;
 
@@ -142,7 +158,6 @@ interface Outgoing {
 
 interface Stream {
 	readonly id: number;
-	lane: number;
 	/** Whether the present use has begun. */
 	inUse: boolean;
 	call: Call | undefined;
@@ -170,23 +185,14 @@ interface Stream {
 	stops: number;
 }
 
-interface Lane {
-	/** Bytes of frames that are not all here. */
-	pending: Uint8Array[];
-	pendingSize: number;
-	/** Bytes without which nothing can be done. */
-	need: number;
-	/** Frames that go first. */
-	control: Bytes[];
-	controlBytes: number;
-	/** Streams that have something to send, in the order of their turns. */
-	ready: Set<Stream>;
-}
-
 /** Whom a session tells. */
 export interface SessionHooks {
 	/** Calls flow. */
 	active(): void;
+	/** The carrier is gone, and the session waits for another. */
+	suspended(reason: string): void;
+	/** It goes on, on another carrier. */
+	resumed(): void;
 	/** It is over; its calls have heard. `refused`: it never was active, and nothing ran. */
 	ended(error: RemusError, refused: boolean): void;
 }
@@ -200,7 +206,32 @@ export class Session implements CarrierSink {
 	#phase: Phase = "lobby";
 	#carrier: Carrier | undefined;
 	#flushing = false;
-	readonly #lanes: Lane[] = [newLane()];
+	/** Frames that have left on the last carrier and have to leave again. */
+	#replay: Bytes[] = [];
+	/** Frames that go before those of streams. */
+	#control: Bytes[] = [];
+	#controlBytes = 0;
+	/** Streams that have something to send, in the order of their turns. */
+	readonly #ready = new Set<Stream>();
+	/** Bytes of frames that are not all here, and how many it takes until something can be done. */
+	#pending: Uint8Array[] = [];
+	#pendingSize = 0;
+	#need = FRAME_HEADER;
+	/** Whether both sides can resume the session, and with what. */
+	#resumable = false;
+	#token: Uint8Array | undefined;
+	#windowMs: number;
+	/** What has left in this epoch and was not acknowledged, and from which offset. */
+	#log: Bytes[] = [];
+	#logStart = 0;
+	#sent = 0;
+	/** Bytes of whole frames that were taken in since the epoch began, and of which the peer was told. */
+	#takenIn = 0;
+	#told = 0;
+	/** On the carrier that there is, it was asked to go on; then the answer is here, but for the token. */
+	#resuming: "asked" | "answered" | undefined;
+	#resumeTimer: ReturnType<typeof setTimeout> | undefined;
+	#windowTimer: ReturnType<typeof setTimeout> | undefined;
 	readonly #streams = new Map<number, Stream>();
 	readonly #calls = new Map<number, Call>();
 	readonly #waiting = new Set<Call>();
@@ -235,22 +266,26 @@ export class Session implements CarrierSink {
 	bytesReceived = 0n;
 
 	/** Until it begins, a session is where calls wait for it. */
-	constructor(hooks: SessionHooks) {
+	constructor(hooks: SessionHooks, resumeWindowMs: number) {
 		this.#hooks = hooks;
+		this.#windowMs = resumeWindowMs;
 	}
 
 	/** Begins on an open carrier, with the first flight. */
 	begin(carrier: Carrier, bearer: string | undefined): void {
 		this.#phase = "version";
-		this.#endTimer = setTimeout(() => this.fail("HANDSHAKE_TIMEOUT", "the handshake took too long"), HANDSHAKE_TIMEOUT_MS);
+		this.#endTimer = setTimeout(() => this.#close("HANDSHAKE_TIMEOUT", "the handshake took too long"), HANDSHAKE_TIMEOUT_MS);
 		const handshake = messageTypes.Handshake;
 		const idle = new Writer(4).u32(IDLE_TIMEOUT_MS).done();
 		const version = {
 			major: 2,
 			minor: 0,
-			features: features.PUB_SUB,
+			features: features.PUB_SUB | features.RESUMPTION,
 			compression: 0,
-			extensions: [[IDLE_TIMEOUT_EXTENSION, idle]] as const,
+			extensions: [
+				[IDLE_TIMEOUT_EXTENSION, idle],
+				[RESUME_WINDOW_EXTENSION, new Writer(4).u32(this.#windowMs).done()],
+			] as const,
 		};
 		const capability: Capability = {
 			node: 0,
@@ -294,8 +329,18 @@ export class Session implements CarrierSink {
 		return this.#waiting.size;
 	}
 
-	get laneCount(): number {
-		return this.#lanes.length;
+	/** Whether it would outlive its carrier. */
+	get resumable(): boolean {
+		return this.#resumable && this.#phase === "active";
+	}
+
+	/** Whether it has no carrier, or waits for the answer on one. */
+	get suspended(): boolean {
+		return this.active && (this.#carrier === undefined || this.#resuming !== undefined);
+	}
+
+	get retained(): number {
+		return this.#sent - this.#logStart;
 	}
 
 	/** Latest and smallest round trip, and the clock offset of the latter, in ms. */
@@ -317,7 +362,7 @@ export class Session implements CarrierSink {
 			list.push({
 				id: s.id,
 				method: s.call?.spec.method,
-				lane: s.lane,
+				lane: 0,
 				send: { offset: BigInt(s.sendOffset), limit: BigInt(s.sendLimit) },
 				receive: { offset: BigInt(s.receiveOffset), limit: BigInt(s.receiveLimit) },
 				queuedBytes: s.queuedBytes,
@@ -329,39 +374,48 @@ export class Session implements CarrierSink {
 
 	// ---- carrier ---------------------------------------------------------------------------------
 
-	/** Takes a carrier into use. */
 	#attach(carrier: Carrier): void {
 		this.#carrier = carrier;
 		this.#heardAt = performance.now();
+		this.#pending = [];
+		this.#pendingSize = 0;
+		this.#need = FRAME_HEADER;
 		carrier.start(this);
 		this.#flush();
 	}
 
-	received(lane: number, bytes: Uint8Array): void {
-		const l = this.#lanes[lane];
-		if (!l || !this.#carrier) return;
+	received(bytes: Uint8Array): void {
+		if (!this.#carrier) return;
 		this.#heardAt = performance.now();
 		this.bytesReceived += BigInt(bytes.length);
-		l.pending.push(bytes);
-		l.pendingSize += bytes.length;
-		if (l.pendingSize < l.need) return;
-		const all = join(l.pending, l.pendingSize);
+		this.#pending.push(bytes);
+		this.#pendingSize += bytes.length;
+		if (this.#pendingSize < this.#need) return;
+		const all = join(this.#pending, this.#pendingSize);
+		const carrier = this.#carrier;
 		let at = 0;
 		try {
 			for (;;) {
 				const frame = decodeFrame(all, at, MAX_FRAME);
 				if (!frame) break;
-				at += FRAME_HEADER + frame.payload.length;
-				this.#handleFrame(lane, frame.stream, frame.type, frame.payload);
-				if (this.#phase === "closed") return;
+				const size = FRAME_HEADER + frame.payload.length;
+				at += size;
+				if (this.#resuming) {
+					this.#handleResumed(frame);
+				} else {
+					this.#takenIn += size;
+					this.#handleFrame(frame.stream, frame.type, frame.payload);
+				}
+				if (this.#carrier !== carrier) return;
 			}
-			l.need = FRAME_HEADER + (judgeFrame(all, at, MAX_FRAME) ?? 0);
+			this.#need = FRAME_HEADER + (judgeFrame(all, at, MAX_FRAME) ?? 0);
 		} catch (error) {
 			this.#broken(error);
 			return;
 		}
-		l.pending = at < all.length ? [all.subarray(at)] : [];
-		l.pendingSize = all.length - at;
+		this.#pending = at < all.length ? [all.subarray(at)] : [];
+		this.#pendingSize = all.length - at;
+		if (this.#takenIn - this.#told >= ACK_EVERY) this.#acknowledge();
 	}
 
 	drained(): void {
@@ -370,9 +424,103 @@ export class Session implements CarrierSink {
 
 	ended(end: CarrierEnd): void {
 		this.#carrier = undefined;
-		const { code = errorCodes.LOSS_OF_SESSION, reason } = end;
-		this.#end(errorOfCode(code || errorCodes.LOSS_OF_SESSION, reason || "the peer ended the session"));
+		const { code, reason } = end;
+		if (code === undefined) this.#suspend(`the carrier was lost: ${reason}`);
+		else this.#end(errorOfCode(code || errorCodes.LOSS_OF_SESSION, reason || "the peer ended the session"));
 	}
+
+	// ---- resumption ------------------------------------------------------------------------------
+
+	/** Goes on without a carrier, for as long as the window lasts; or ends. The carrier was let go of. */
+	#suspend(reason: string): void {
+		this.#carrier = undefined;
+		this.#resuming = undefined;
+		clearTimeout(this.#resumeTimer);
+		clearInterval(this.#heartbeatTimer);
+		const error = remusError("LOSS_OF_SESSION", reason);
+		for (const { failed } of [...this.#pings.values()]) failed(error);
+		if (!this.resumable) return this.#end(error);
+		// an attempt that failed doesn't prolong the window
+		this.#windowTimer ??= setTimeout(() => this.#end(error), this.#windowMs);
+		this.#hooks.suspended(reason);
+	}
+
+	/** Lets go of the carrier, and suspends the session. */
+	dropCarrier(reason: string): void {
+		this.#carrier?.drop();
+		this.#suspend(reason);
+	}
+
+	/** Goes on with another carrier, whether or not there still is one. `resumed` or `suspended` follows, or the end. */
+	resume(carrier: Carrier): void {
+		this.#carrier?.drop();
+		clearInterval(this.#heartbeatTimer);
+		this.#resuming = "asked";
+		const counts = [[0, BigInt(this.#takenIn)]] as const;
+		const payload = encodeHandshake({ step: "resume", token: this.#token ?? new Uint8Array(32), counts });
+		this.#resumeTimer = setTimeout(() => this.dropCarrier("the request to resume was not answered"), RESUME_TIMEOUT_MS);
+		this.#attach(carrier);
+		carrier.write(
+			encodeFrame(0, frameTypes.MESSAGE, encodeMessage({ type: messageTypes.Handshake, payload, timestamp: this.#timestamp() })),
+		);
+	}
+
+	/** Steps 8 and 5, or 6, which belong to no epoch. */
+	#handleResumed(frame: RawFrame): void {
+		if (frame.stream !== 0 || frame.type !== frameTypes.MESSAGE) unexpected("a frame before the answer to Resume");
+		const message = decodeMessage(frame.payload);
+		this.#see(message.timestamp);
+		if (message.type !== messageTypes.Handshake) unexpected("a message before the answer to Resume");
+		const handshake = decodeHandshake(message.payload);
+		if (handshake.step === "refused") {
+			this.#refused(errorOfRecord(handshake.error));
+		} else if (handshake.step === "resumed" && this.#resuming === "asked") {
+			this.#trim(Number(handshake.counts.find(([lane]) => lane === 0)?.[1] ?? 0n));
+			this.#resuming = "answered";
+		} else if (handshake.step === "authenticated" && this.#resuming === "answered") {
+			this.#token = handshake.token;
+			this.#beginEpoch();
+		} else {
+			unexpected(`handshake step ${handshake.step} as the answer to Resume`);
+		}
+	}
+
+	/** What the peer has not taken in leaves again, before all else. */
+	#beginEpoch(): void {
+		clearTimeout(this.#resumeTimer);
+		clearTimeout(this.#windowTimer);
+		this.#windowTimer = this.#resuming = undefined;
+		this.#replay = [...this.#log.flatMap(framesOf), ...this.#replay].filter(outlivesCarrier);
+		this.#control = this.#control.filter(outlivesCarrier);
+		this.#controlBytes = this.#control.reduce((sum, frame) => sum + frame.length, 0);
+		this.#log = [];
+		this.#logStart = this.#sent = this.#takenIn = this.#told = 0;
+		this.#rtts.length = 0;
+		this.#startHeart();
+		this.#hooks.resumed();
+	}
+
+	/** Lets go of what the peer has taken in. */
+	#trim(offset: number): void {
+		if (offset > this.#sent || offset < this.#logStart)
+			throw remusError("MALFORMED", `${offset} bytes of lane 0 are acknowledged, of ${this.#sent}`);
+		for (;;) {
+			const chunk = this.#log[0];
+			const drop = offset - this.#logStart;
+			if (!chunk || drop === 0) return;
+			if (chunk.length <= drop) this.#log.shift();
+			else this.#log[0] = chunk.subarray(drop);
+			this.#logStart += Math.min(chunk.length, drop);
+		}
+	}
+
+	#acknowledge(): void {
+		if (!this.#resumable || this.#takenIn === this.#told) return;
+		this.#told = this.#takenIn;
+		this.#sendFrame(encodeFrame(0, frameTypes.ACK, new Writer(10).u16(0).u64(BigInt(this.#takenIn)).done()));
+	}
+
+	// ---- sending ---------------------------------------------------------------------------------
 
 	#wake(): void {
 		if (this.#flushing) return;
@@ -385,42 +533,47 @@ export class Session implements CarrierSink {
 	}
 
 	#flush(): void {
-		for (const [index, lane] of this.#lanes.entries()) {
-			while (this.#carrier?.room(index)) {
-				const chunk = this.#assemble(lane);
-				if (!chunk) break;
-				this.bytesSent += BigInt(chunk.length);
-				this.#carrier.write(index, chunk);
-			}
+		while (!this.#resuming && this.#carrier?.room()) {
+			const chunk = this.#assemble();
+			if (!chunk) break;
+			this.bytesSent += BigInt(chunk.length);
+			this.#sent += chunk.length;
+			if (this.#resumable || !this.active) this.#log.push(chunk);
+			else this.#logStart = this.#sent;
+			this.#carrier.write(chunk);
 		}
 		if (this.#drained && this.#idle()) this.#drained();
 	}
 
 	#idle(): boolean {
-		if (this.#calls.size > 0) return false;
-		for (const lane of this.#lanes) if (lane.control.length > 0 || lane.ready.size > 0) return false;
-		return true;
+		return this.#calls.size + this.#replay.length + this.#control.length + this.#ready.size === 0;
 	}
 
-	#assemble(lane: Lane): Bytes | undefined {
+	#assemble(): Bytes | undefined {
 		const parts: Uint8Array[] = [];
 		let size = 0;
-		while (size < CHUNK_MAX) {
-			const frame = lane.control[0];
-			if (!frame || size + frame.length > CHUNK_MAX) break;
-			lane.control.shift();
-			lane.controlBytes -= frame.length;
-			parts.push(frame);
-			size += frame.length;
+		for (const queue of [this.#replay, this.#control]) {
+			for (;;) {
+				const frame = queue[0];
+				if (!frame) break;
+				if (size + frame.length > CHUNK_MAX) return join(parts, size);
+				queue.shift();
+				if (queue === this.#control) this.#controlBytes -= frame.length;
+				parts.push(frame);
+				size += frame.length;
+			}
 		}
-		for (const stream of lane.ready) {
-			// a frame's header is added to what a turn takes, and a turn may end with one that is just begun
-			if (size + TURN_MAX / 4 > CHUNK_MAX) break;
-			const budget = Math.min(TURN_MAX, CHUNK_MAX - size - FRAME_HEADER);
-			lane.ready.delete(stream);
-			const [bytes, more] = this.#takeTurn(stream, budget, parts);
-			size += bytes;
-			if (more) lane.ready.add(stream);
+		// what acknowledges goes on: otherwise two that are both full would wait for each other
+		if (this.retained < RETAINED_MAX) {
+			for (const stream of this.#ready) {
+				// a frame's header is added to what a turn takes, and a turn may end with one that is just begun
+				if (size + TURN_MAX / 4 > CHUNK_MAX) break;
+				const budget = Math.min(TURN_MAX, CHUNK_MAX - size - FRAME_HEADER);
+				this.#ready.delete(stream);
+				const [bytes, more] = this.#takeTurn(stream, budget, parts);
+				size += bytes;
+				if (more) this.#ready.add(stream);
+			}
 		}
 		return size > 0 ? join(parts, size) : undefined;
 	}
@@ -487,11 +640,10 @@ export class Session implements CarrierSink {
 	}
 
 	/** A frame that goes before those of streams. */
-	#sendFrame(frame: Bytes, index = 0): void {
-		const lane = this.#lanes[index] as Lane;
-		lane.control.push(frame);
-		lane.controlBytes += frame.length;
-		if (lane.controlBytes > CONTROL_QUEUED_MAX) this.fail("CONTROL_FLOOD", "control frames are not read");
+	#sendFrame(frame: Bytes): void {
+		this.#control.push(frame);
+		this.#controlBytes += frame.length;
+		if (this.#controlBytes > CONTROL_QUEUED_MAX) this.#close("CONTROL_FLOOD", "control frames are not read");
 		this.#wake();
 	}
 
@@ -504,7 +656,7 @@ export class Session implements CarrierSink {
 		this.#controlLevel -= 1;
 	}
 
-	#handleFrame(lane: number, id: number, type: number, payload: Uint8Array): void {
+	#handleFrame(id: number, type: number, payload: Uint8Array): void {
 		switch (type) {
 			case frameTypes.MESSAGE:
 			case frameTypes.PART:
@@ -514,7 +666,7 @@ export class Session implements CarrierSink {
 					this.#charge();
 					this.#handleControl(decodeMessage(payload));
 				} else {
-					this.#handleData(lane, id, type, payload);
+					this.#handleData(id, type, payload);
 				}
 				return;
 			case frameTypes.CREDIT:
@@ -531,6 +683,16 @@ export class Session implements CarrierSink {
 			}
 			case frameTypes.REFERENCE:
 				throw remusError("UNIMPLEMENTED", "no regions are shared");
+			case frameTypes.ACK: {
+				if (!this.#resumable) unexpected("an ACK that nobody asked for");
+				const reader = new Reader("ACK", payload);
+				const lane = reader.u16("lane");
+				const offset = Number(reader.u64("offset"));
+				if (lane !== 0) throw remusError("MALFORMED", `an ACK of lane ${lane}, which was never opened`);
+				if (offset <= this.#logStart) return this.#charge();
+				this.#trim(offset);
+				return this.#wake();
+			}
 			default:
 				this.#charge();
 		}
@@ -574,29 +736,42 @@ export class Session implements CarrierSink {
 		const handshake = decodeHandshake(payload);
 		const { step } = handshake;
 		if (step === "accept" && this.#phase === "version") {
-			const { major, minor, extensions } = handshake.version;
+			const { major, minor, features: agreed, extensions } = handshake.version;
 			if (major !== 2 || minor > 0) throw remusError("UNSUPPORTED_VERSION", `the peer speaks ${major}.${minor}`);
 			this.#phase = "capability";
+			this.#resumable = (agreed & features.RESUMPTION) !== 0;
 			this.version = `${major}.${minor}`;
 			for (const [id, value] of extensions) {
-				if ((id & ~MUST_UNDERSTAND) === IDLE_TIMEOUT_EXTENSION) {
-					this.#idleMs = Math.min(this.#idleMs, Math.max(IDLE_TIMEOUT_MIN_MS, new Reader("", value).u32("")));
+				const number = id & ~MUST_UNDERSTAND;
+				const ms = (): number => new Reader("", value).u32("");
+				if (number === IDLE_TIMEOUT_EXTENSION) {
+					this.#idleMs = Math.min(this.#idleMs, Math.max(IDLE_TIMEOUT_MIN_MS, ms()));
+				} else if (number === RESUME_WINDOW_EXTENSION) {
+					this.#windowMs = Math.min(this.#windowMs, ms());
 				} else if (id & MUST_UNDERSTAND) {
-					throw remusError("UNSUPPORTED_EXTENSION", `extension ${id & ~MUST_UNDERSTAND} is not known`);
+					throw remusError("UNSUPPORTED_EXTENSION", `extension ${number} is not known`);
 				}
 			}
 		} else if (step === "authenticated" && this.#phase === "authentication") {
 			this.#phase = "discovery";
 			this.session = handshake.session;
+			this.#token = handshake.token;
+			if (this.#token.every((byte) => byte === 0)) this.#resumable = false;
 		} else if (step === "challenge" && this.#phase === "authentication") {
 			throw remusError("UNAUTHENTICATED", "the peer challenges, which bearer tokens have no answer to");
 		} else if (step === "refused") {
-			const error = errorOfRecord(handshake.error);
-			void this.#carrier?.close(0, "");
-			this.#end(error);
+			this.#refused(errorOfRecord(handshake.error));
 		} else {
 			unexpected(`handshake step ${step} out of turn`);
 		}
+	}
+
+	/** Step 6 ends the session for both sides. */
+	#refused(error: RemusError): void {
+		const carrier = this.#carrier;
+		this.#carrier = undefined;
+		void carrier?.close(0, "");
+		this.#end(error);
 	}
 
 	#handleSchema(payload: Uint8Array): void {
@@ -618,9 +793,11 @@ export class Session implements CarrierSink {
 	#activate(): void {
 		clearTimeout(this.#endTimer);
 		this.#phase = "active";
-		const every = this.#idleMs / 3;
-		this.#heartbeatTimer = setInterval(() => this.#beat(), every);
-		this.#beat();
+		if (!this.#resumable) {
+			this.#log = [];
+			this.#logStart = this.#sent;
+		}
+		this.#startHeart();
 		this.#hooks.active();
 		this.#admit();
 	}
@@ -639,12 +816,20 @@ export class Session implements CarrierSink {
 
 	// ---- heartbeats ------------------------------------------------------------------------------
 
+	#startHeart(): void {
+		this.#heartbeatTimer = setInterval(() => this.#beat(), this.#idleMs / 3);
+		this.#beat();
+	}
+
 	#beat(): void {
-		if (performance.now() - this.#heardAt >= this.#idleMs) {
-			this.fail("IDLE_TIMEOUT", `nothing was heard for ${this.#idleMs} ms`);
+		if (performance.now() - this.#heardAt < this.#idleMs) {
+			this.#sendHeartbeat(1);
+			this.#acknowledge();
 			return;
 		}
-		this.#sendHeartbeat(1);
+		const reason = `nothing was heard for ${this.#idleMs} ms`;
+		if (this.resumable) this.dropCarrier(reason);
+		else this.#close("IDLE_TIMEOUT", reason);
 	}
 
 	#sendHeartbeat(requestId: number): bigint {
@@ -707,13 +892,11 @@ export class Session implements CarrierSink {
 		stream.resets = stream.stops = 0;
 	}
 
-	#handleData(lane: number, id: number, type: number, payload: Uint8Array): void {
+	#handleData(id: number, type: number, payload: Uint8Array): void {
 		const stream = this.#stream(id);
-		if (id < 3 && lane !== 0) throw remusError("STREAM_STATE", `stream ${id} on lane ${lane}`);
 		if (!stream.inUse) {
 			if (id & 1) throw remusError("STREAM_STATE", `stream ${id} is not in use`);
 			this.#use(stream);
-			stream.lane = lane;
 			if (id > 2 * MAX_STREAMS + 2) {
 				this.#charge();
 				this.#refuse(stream, "TOO_MANY_STREAMS");
@@ -850,7 +1033,7 @@ export class Session implements CarrierSink {
 
 	#makeReady(stream: Stream): void {
 		if (stream.queue.length === 0) return;
-		this.#lanes[stream.lane]?.ready.add(stream);
+		this.#ready.add(stream);
 		this.#wake();
 	}
 
@@ -861,8 +1044,7 @@ export class Session implements CarrierSink {
 	}
 
 	#sendCode(stream: Stream, type: number, code: number): void {
-		// behind what the stream has sent, and on its lane (TRANS-35)
-		this.#sendFrame(encodeFrame(stream.id, type, new Writer(4).u32(code).done()), stream.lane);
+		this.#sendFrame(encodeFrame(stream.id, type, new Writer(4).u32(code).done()));
 	}
 
 	/** Abandons our direction of a stream. */
@@ -870,7 +1052,7 @@ export class Session implements CarrierSink {
 		if (stream.sendEnded) return;
 		stream.queue = [];
 		stream.cut = stream.queuedBytes = 0;
-		this.#lanes[stream.lane]?.ready.delete(stream);
+		this.#ready.delete(stream);
 		this.#sendCode(stream, frameTypes.RESET, code);
 		this.#endSending(stream);
 	}
@@ -1143,7 +1325,7 @@ export class Session implements CarrierSink {
 			// nothing of it has left: the ID is free again
 			stream.queue = [];
 			stream.queuedBytes = 0;
-			this.#lanes[stream.lane]?.ready.delete(stream);
+			this.#ready.delete(stream);
 			stream.receiveEnded = true;
 			this.#endSending(stream);
 			return;
@@ -1216,11 +1398,6 @@ export class Session implements CarrierSink {
 		this.#end(error);
 	}
 
-	/** Ends the session: the peer broke a rule, or is silent. */
-	fail(code: ErrorCode, reason: string): void {
-		this.#close(code, reason);
-	}
-
 	#broken(error: unknown): void {
 		if (error instanceof DecodeError) this.#close(error.code, error.message);
 		else if (isRemusError(error)) this.#close(error.code, error.message);
@@ -1230,6 +1407,7 @@ export class Session implements CarrierSink {
 		}
 	}
 
+	/** Ends the session: the peer broke a rule, or is silent. */
 	#close(code: ErrorCode, reason: string): void {
 		if (this.#phase === "closed") return;
 		const carrier = this.#carrier;
@@ -1244,6 +1422,11 @@ export class Session implements CarrierSink {
 		this.#phase = "closed";
 		clearTimeout(this.#endTimer);
 		clearInterval(this.#heartbeatTimer);
+		clearTimeout(this.#windowTimer);
+		clearTimeout(this.#resumeTimer);
+		this.#log = [];
+		this.#replay = [];
+		this.#logStart = this.#sent;
 		for (const { failed } of [...this.#pings.values()]) failed(error);
 		// a code that promises that nothing ran would be a lie for what is open (CORE-84)
 		const kept = error.refusedBeforeItRan || error.code === "IDLE_TIMEOUT" || error.code === "CANCELLED";
@@ -1286,14 +1469,27 @@ function join(parts: readonly Uint8Array[], size: number): Bytes {
 	return all;
 }
 
-function newLane(): Lane {
-	return { pending: [], pendingSize: 0, need: FRAME_HEADER, control: [], controlBytes: 0, ready: new Set() };
+/** The frames of a chunk. */
+function framesOf(chunk: Bytes): Bytes[] {
+	const list: Bytes[] = [];
+	for (let at = 0; at < chunk.length; ) {
+		const size = FRAME_HEADER + (judgeFrame(chunk, at, FRAME_PAYLOAD_MAX) ?? 0);
+		list.push(chunk.subarray(at, at + size));
+		at += size;
+	}
+	return list;
+}
+
+/** Whether a frame means something on another carrier: acknowledgements count the bytes of the old one, heartbeats measure it. */
+function outlivesCarrier(frame: Bytes): boolean {
+	const type = frame[3];
+	const heartbeat = frame[0] === 0 && frame[1] === 0 && type === frameTypes.MESSAGE && frame[FRAME_HEADER + 4] === messageTypes.Heartbeat;
+	return type !== frameTypes.ACK && !heartbeat;
 }
 
 function newStream(id: number, sendLimit: number): Stream {
 	return {
 		id,
-		lane: 0,
 		// streams 1 and 2 are there from the start, and have no end
 		inUse: id < 3,
 		call: undefined,

@@ -57,8 +57,7 @@ export class Link {
 				this.#sink = sink;
 			},
 			room: () => !this.dead,
-			write: (lane, frames) => {
-				assert.equal(lane, 0);
+			write: (frames) => {
 				this.#toPeer.push(frames.slice());
 				this.#wake();
 			},
@@ -85,7 +84,7 @@ export class Link {
 			this.#pumping = false;
 			this.#deliverToPeer();
 			if (this.heldBack) return;
-			for (const bytes of this.#toClient.splice(0)) if (!this.dead) this.#sink?.received(0, bytes);
+			for (const bytes of this.#toClient.splice(0)) if (!this.dead) this.#sink?.received(bytes);
 		});
 	}
 
@@ -117,7 +116,7 @@ export class Link {
 	close(code: number, reason: string): void {
 		setImmediate(() => {
 			if (this.dead) return;
-			for (const bytes of this.#toClient.splice(0)) this.#sink?.received(0, bytes);
+			for (const bytes of this.#toClient.splice(0)) this.#sink?.received(bytes);
 			if (this.dead) return;
 			this.dead = true;
 			this.#sink?.ended({ code, reason });
@@ -331,8 +330,10 @@ export class PeerSession {
 			this.token = Buffer.alloc(32, ++this.#epoch);
 			this.#count = 0;
 			this.#acked = 0;
-			this.#logEnd -= this.#logStart;
+			// acknowledgements were about the old epoch
+			this.#log = this.#log.filter((frame) => frame[3] !== frameTypes.ACK);
 			this.#logStart = 0;
+			this.#logEnd = this.#log.reduce((sum, frame) => sum + frame.length, 0);
 		}
 		this.#peer.note(`resume ${this.#epoch}`);
 		const answer = control(messageTypes.Handshake, wire.encodeHandshake({ step: "resumed", counts: this.#answeredCounts }));

@@ -114,7 +114,7 @@ class WebSocketCarrier implements Carrier {
 		const bytes = new Uint8Array(data);
 		if (bytes.length > LINK_MESSAGE_MAX) return this.#refuse("FRAME_TOO_LARGE", "a message above 1 MiB");
 		if (!wholeFrames(bytes)) return this.#refuse("MALFORMED", "a message that is not made of whole frames");
-		if (bytes.length > 0) this.#sink?.received(0, bytes);
+		if (bytes.length > 0) this.#sink?.received(bytes);
 	}
 
 	#refuse(code: "MALFORMED" | "FRAME_TOO_LARGE", reason: string): void {
@@ -145,7 +145,7 @@ class WebSocketCarrier implements Carrier {
 		return false;
 	}
 
-	write(_lane: number, frames: Bytes): void {
+	write(frames: Bytes): void {
 		this.#socket.send(frames);
 	}
 

@@ -16,8 +16,8 @@ use tokio_tungstenite::tungstenite;
 use crate::connection::Connection;
 use crate::driver::{self, Handler};
 use crate::link::{Carrier, Link};
-use crate::websocket;
 use crate::webtransport::{self, ConnectError, Target, race};
+use crate::{web, websocket};
 
 /// What a client dials with. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -74,15 +74,14 @@ pub(crate) async fn open(
                 .await
                 .map_err(|error| refused(authority, error))
         }
-        Carrier::LongPoll | Carrier::ServerSentEvents => Err(ConnectError::Timeout {
-            authority: target.authority(),
-            after: Duration::ZERO,
-        }),
+        Carrier::LongPoll | Carrier::ServerSentEvents => {
+            web::client::open(dialer, carrier, target).await
+        }
     }
 }
 
 /// Makes a TCP connection with TLS.
-async fn tls(
+pub(crate) async fn tls(
     config: &Arc<ClientConfig>,
     target: &Target,
 ) -> Result<(TlsStream<TcpStream>, SocketAddr), ConnectError> {

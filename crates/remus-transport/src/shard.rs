@@ -19,6 +19,9 @@ use std::task::{Context, Poll, Waker};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
+use crate::web::Links;
+use crate::web::links::LinkTable;
+
 mod connection_id;
 
 pub(crate) use self::connection_id::Generator;
@@ -41,6 +44,8 @@ const WAITING_BUFFERS_MAX: usize = 1024;
 pub struct ShardGroup(Arc<Group>);
 
 struct Group {
+    /// A link's requests may come to any of the shards.
+    links: LinkTable,
     ids: ConnectionIds,
     inboxes: Box<[Inbox]>,
     handed_on: AtomicU64,
@@ -88,6 +93,7 @@ impl ShardGroup {
             return Err(ShardError::Count { count });
         }
         Ok(Self(Arc::new(Group {
+            links: LinkTable::default(),
             ids: ConnectionIds::new(count)?,
             inboxes: (0..count).map(|_| Inbox::default()).collect(),
             handed_on: AtomicU64::new(0),
@@ -99,6 +105,12 @@ impl ShardGroup {
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.inboxes.len()
+    }
+
+    /// HTTP links for one shard's server: it keeps its own, and finds those of the others.
+    #[must_use]
+    pub fn links(&self) -> Links {
+        Links::of(self.0.links.clone())
     }
 
     /// Counts of what went from one shard to another.

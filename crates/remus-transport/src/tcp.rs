@@ -52,12 +52,6 @@ const STREAMS_MAX: u32 = 64;
 /// Bytes of headers in one request, and of the buffer that reads them.
 const HEADERS_MAX: u32 = 16 * 1024;
 
-/// Bytes that one HTTP/2 stream may have on their way: one unit of a carrier, so that it takes one round trip.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-
-/// Bytes that all HTTP/2 streams of a connection may have on their way.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-
 /// Pause after the operating system had no room for a connection, which others may free in the meantime.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -196,8 +190,9 @@ async fn serve_http2(
         .enable_connect_protocol()
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADERS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(web::WINDOW)
+        // For a few of them at a time.
+        .initial_connection_window_size(4 * web::WINDOW)
         .serve_connection(
             TokioIo::new(stream),
             service_fn(move |request| service.clone().answer(request)),

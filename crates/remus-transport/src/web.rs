@@ -23,7 +23,12 @@ use remus_wire::ErrorCode;
 use crate::websocket;
 use crate::webtransport::Acceptor;
 
+pub(crate) mod client;
+mod exchange;
 pub(crate) mod http3;
+pub(crate) mod links;
+
+pub use links::{LINKS_MAX, LINKS_PER_REMOTE_MAX, Links};
 
 /// An error of a body.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -33,6 +38,9 @@ pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 
 /// An answer that is being made.
 pub type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// Bytes that an HTTP/2 peer may send before it has to wait: one unit of a carrier, so that it takes one round trip.
+pub(crate) const WINDOW: u32 = 1024 * 1024;
 
 /// Longest path with its query, in bytes: the longest of a carrier has 49. Spec: carriers §10.
 const PATH_MAX: usize = 1024;
@@ -46,11 +54,8 @@ pub const SESSIONS_PATH: &str = "/remus/v2/sessions";
 /// What tells of the carriers, and may be read by the pages that may use them.
 const WELL_KNOWN_PATH: &str = "/.well-known/remus";
 
-#[allow(dead_code, reason = "the HTTP link comes with the next change")]
 pub(crate) const SEQUENCE: HeaderName = HeaderName::from_static("remus-sequence");
-#[allow(dead_code, reason = "the HTTP link comes with the next change")]
 pub(crate) const ACKNOWLEDGE: HeaderName = HeaderName::from_static("remus-acknowledge");
-#[allow(dead_code, reason = "the HTTP link comes with the next change")]
 pub(crate) const CLOSE: HeaderName = HeaderName::from_static("remus-close");
 
 /// Type of a body of whole frames.
@@ -74,7 +79,6 @@ pub fn empty() -> Body {
 
 /// Why a request of a carrier is refused. One status and one code for programs each. Spec: carriers §8.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(dead_code, reason = "the HTTP link comes with the next change")]
 pub(crate) enum Refusal {
     #[error(
         "requests of a carrier have no query: send the secret in the authorization field, and nothing in the URL"
@@ -324,5 +328,5 @@ async fn carriers(
     if request.uri().path() == WEBSOCKET_PATH {
         return websocket::accept(acceptor, remote, request);
     }
-    Err(Refusal::NotFound)
+    links::answer(acceptor, remote, request).await
 }

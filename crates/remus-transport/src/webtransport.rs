@@ -17,7 +17,7 @@ use tracing::{Instrument, debug};
 use crate::connection::Connection;
 use crate::driver::{self, Handler};
 use crate::link::{Carrier, Link};
-use crate::web::{self, Answering, Body};
+use crate::web::{self, Answering, Body, Links};
 
 /// Path of the request that opens a session.
 pub const PATH: &str = "/remus/v2";
@@ -341,6 +341,9 @@ pub trait Acceptor: Send + Sync + 'static {
 
     /// Whether new sessions are refused, with status 503, because the server is going away.
     fn is_stopping(&self) -> bool;
+
+    /// The HTTP links, those of all acceptors that share the port.
+    fn links(&self) -> &Links;
 
     /// A session was opened.
     fn opened(self: Arc<Self>, connection: Connection);

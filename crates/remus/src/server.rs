@@ -13,7 +13,7 @@ use std::time::Duration;
 use remus_security::{TlsConfigError, TlsPolicy, alpn, server_config};
 use remus_session::{Answer, Grant, SessionConfig};
 use remus_transport::quic::{self, EndpointError, ShardGroup};
-use remus_transport::web::{self, Answering, Body as HttpBody};
+use remus_transport::web::{self, Answering, Body as HttpBody, Links};
 use remus_transport::webtransport::{self, Acceptor, DEFAULT_PORT};
 use remus_transport::{Connection, Dispatch, Handler, PeerRequest, tcp};
 use remus_wire::{
@@ -231,6 +231,9 @@ impl ServerBuilder {
             }),
             origins: self.origins,
             http: self.http,
+            links: self
+                .shard
+                .map_or_else(Links::default, |(group, _)| group.links()),
             connections: Mutex::new(HashMap::new()),
             next: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
@@ -362,6 +365,8 @@ impl Server {
             _ = tokio::time::timeout(grace + remus_transport::LINGER_MAX, ended) => {}
         }
         stopping.cancel();
+        // Who is held on a link is let go, so that the connections can end.
+        self.gate.links.end().await;
         self.endpoint
             .close(0_u32.into(), b"the server has shut down");
         serving.await;
@@ -378,7 +383,7 @@ impl std::fmt::Debug for Server {
     }
 }
 
-/// The sessions that a server has open.
+/// The sessions that a server has open, and the HTTP links of its port.
 #[derive(Clone)]
 pub struct Connections(Arc<Gate>);
 
@@ -396,6 +401,14 @@ impl Connections {
     }
 }
 
+impl Connections {
+    /// HTTP links that are there: each carries one session, or has just done so. Those of all servers that share the port.
+    #[must_use]
+    pub fn links(&self) -> usize {
+        self.0.links.len()
+    }
+}
+
 impl std::fmt::Debug for Connections {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.list()).finish()
@@ -408,6 +421,7 @@ struct Gate {
     dispatcher: Arc<Dispatcher>,
     origins: Vec<String>,
     http: Option<Pages>,
+    links: Links,
     connections: Mutex<HashMap<u32, Connection>>,
     next: AtomicU32,
     /// No session is taken any more.
@@ -435,6 +449,10 @@ impl Acceptor for Gate {
 
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn links(&self) -> &Links {
+        &self.links
     }
 
     fn opened(self: Arc<Self>, connection: Connection) {

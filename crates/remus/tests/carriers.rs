@@ -115,3 +115,13 @@ async fn calls_of_every_shape(carrier: Carrier) {
 async fn websocket_carries_calls_of_every_shape() {
     calls_of_every_shape(Carrier::WebSocket).await;
 }
+
+#[tokio::test]
+async fn long_polling_carries_calls_of_every_shape() {
+    calls_of_every_shape(Carrier::LongPoll).await;
+}
+
+#[tokio::test]
+async fn server_sent_events_carry_calls_of_every_shape() {
+    calls_of_every_shape(Carrier::ServerSentEvents).await;
+}

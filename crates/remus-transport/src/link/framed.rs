@@ -47,6 +47,7 @@ impl fmt::Debug for Framed {
 
 struct Shared {
     remote: SocketAddr,
+    closes_at_once: bool,
     state: Mutex<State>,
     end: watch::Sender<Option<LinkEnd>>,
 }
@@ -102,8 +103,18 @@ pub(crate) enum Outgoing {
 
 impl Framed {
     pub(crate) fn new(carrier: Carrier, remote: SocketAddr) -> Self {
+        Self::make(carrier, remote, false)
+    }
+
+    /// A link without a task: requests come for it, or don't, so closing it does not wait for one.
+    pub(crate) fn for_requests(carrier: Carrier, remote: SocketAddr) -> Self {
+        Self::make(carrier, remote, true)
+    }
+
+    fn make(carrier: Carrier, remote: SocketAddr, closes_at_once: bool) -> Self {
         Self(Arc::new(Shared {
             remote,
+            closes_at_once,
             state: Mutex::new(State {
                 runner: None,
                 carrier,
@@ -136,7 +147,6 @@ impl Framed {
     }
 
     /// An HTTP link is what its reader makes of it. Spec: carriers §3.
-    #[allow(dead_code, reason = "the HTTP link comes with the next change")]
     pub(crate) fn set_carrier(&self, carrier: Carrier) {
         self.lock().carrier = carrier;
     }
@@ -169,6 +179,15 @@ impl Framed {
         self.0.end.borrow().clone()
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().ended
+    }
+
+    /// Code and reason with which the session wants the link closed, if it does.
+    pub(crate) fn asked_to_close(&self) -> Option<(ErrorCode, String)> {
+        self.lock().closing.clone()
+    }
+
     /// Waits for the end. Cancel safe.
     pub(crate) async fn closed(&self) -> LinkEnd {
         let mut end = self.0.end.subscribe();
@@ -189,6 +208,9 @@ impl Framed {
             state.finished = true;
             state.source.take()
         };
+        if self.0.closes_at_once {
+            self.set_end(LinkEnd::Local);
+        }
         wake(source);
         if tokio::time::timeout(CLOSE_MAX, self.closed())
             .await
@@ -234,12 +256,6 @@ impl Framed {
         }
         state.source = Some(cx.waker().clone());
         Poll::Pending
-    }
-
-    /// Whether there are frames to send.
-    #[allow(dead_code, reason = "the HTTP link comes with the next change")]
-    pub(crate) fn has_outgoing(&self) -> bool {
-        !self.lock().outgoing.is_empty()
     }
 
     /// All that was taken from [`Framed::poll_outgoing`] so far has arrived, as far as the carrier can tell.

@@ -1,7 +1,9 @@
 /** `@remus/client` for browsers, and wherever there are `WebSocket` and `fetch`. */
 import type { Client, ConnectOptions } from "./api.js";
+import { openEvents, openPoll } from "./carriers/http.js";
 import { openWebSocket } from "./carriers/websocket.js";
-import { connectWith } from "./client.js";
+import { openWebTransport } from "./carriers/webtransport.js";
+import { connectWith, type Platform } from "./client.js";
 
 export type * from "./api.js";
 export { json, raw } from "./codecs.js";
@@ -16,6 +18,16 @@ export {
 	remusError,
 } from "./errors.js";
 
+const platform: Platform = {
+	openers: {
+		...("WebTransport" in globalThis ? { webtransport: openWebTransport } : {}),
+		websocket: openWebSocket,
+		"http-poll": openPoll,
+		"http-events": openEvents,
+	},
+	complete: (options) => options,
+};
+
 /**
  * Connects to a node: `https://host[:port]` or `remus://host[:port]`, port 4433 where none is given. Settles when the first session
  * is open.
@@ -24,5 +36,5 @@ export {
  * `CANCELLED` by the signal, or with what the node refused the session with. Throws a `TypeError` for what is no such URL.
  */
 export function connect(url: string, options: ConnectOptions = {}): Promise<Client> {
-	return connectWith({ openers: { websocket: openWebSocket }, complete: (given) => given }, url, options);
+	return connectWith(platform, url, options);
 }

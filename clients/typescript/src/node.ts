@@ -1,7 +1,9 @@
 /** `@remus/client` for Node: no WebTransport there, and TLS that can be told whom to trust. */
 import type { Client, ConnectOptions } from "./api.js";
+import { openEvents, openPoll } from "./carriers/http.js";
 import { openWebSocket } from "./carriers/websocket.js";
 import { connectWith, type Platform } from "./client.js";
+import { fetchOver } from "./node/fetch.js";
 import { tlsOptions } from "./node/tls.js";
 import { webSocketOver } from "./node/websocket.js";
 
@@ -19,10 +21,10 @@ export {
 } from "./errors.js";
 
 const platform: Platform = {
-	openers: { websocket: openWebSocket },
+	openers: { websocket: openWebSocket, "http-poll": openPoll, "http-events": openEvents },
 	complete: (options) => {
 		const tls = tlsOptions(options.ca);
-		return { webSocket: webSocketOver(tls), ...options };
+		return { webSocket: webSocketOver(tls), fetch: fetchOver(tls), ...options };
 	},
 };
 

@@ -9,7 +9,7 @@ import { type Carrier, type CarrierEnd, type CarrierSink, CHUNK_MAX } from "./ca
 import { nowUs } from "./clock.js";
 import { utf8Encoder } from "./codecs.js";
 import { codeOfNumber, type ErrorCode, errorCodes, isRemusError, type RemusError, remusError } from "./errors.js";
-import { type Bytes, DecodeError, Reader, Writer } from "./wire/bytes.js";
+import { type Bytes, DecodeError, join, Reader, Writer } from "./wire/bytes.js";
 import {
 	decodeFrame,
 	encodeFrame,
@@ -1455,18 +1455,6 @@ function endsDirection(message: Pick<Message, "type" | "flags">): boolean {
 		type === messageTypes.StreamEnd ||
 		(type === messageTypes.Stream && (message.flags & flags.STREAM_END) !== 0)
 	);
-}
-
-function join(parts: readonly Uint8Array[], size: number): Bytes {
-	const first = parts[0];
-	if (parts.length === 1 && first) return first as Bytes;
-	const all = new Uint8Array(size);
-	let at = 0;
-	for (const part of parts) {
-		all.set(part, at);
-		at += part.length;
-	}
-	return all;
 }
 
 /** The frames of a chunk. */

@@ -245,3 +245,16 @@ export class Writer {
 		return this.#bytes.subarray(0, this.#size);
 	}
 }
+
+/** All parts in one; the part itself where there is one. */
+export function join(parts: readonly Uint8Array[], size: number): Bytes {
+	const first = parts[0];
+	if (parts.length === 1 && first) return first as Bytes;
+	const all = new Uint8Array(size);
+	let at = 0;
+	for (const part of parts) {
+		all.set(part, at);
+		at += part.length;
+	}
+	return all;
+}

@@ -68,6 +68,12 @@ pub struct SessionConfig {
     ///
     /// Default 60 s, range 1 s to 600 s. Longer rides out longer gaps; shorter lets go of memory, and tells callers sooner.
     pub resume_window: Duration,
+    /// What is kept of what has left, for the case that it has to leave again on another carrier: bytes, and 64 more for each piece of
+    /// them. Beyond it nothing new is sent on a stream before the peer has said that it took some of it in.
+    ///
+    /// Default 8 MiB: 640 Mbit/s at 100 ms. Range 256 KiB to 1 GiB. Control traffic does not wait for it, and counts: a peer that
+    /// makes this side answer and acknowledges nothing is given up 4 MiB beyond.
+    pub max_retained_bytes: usize,
     /// Outgoing bytes that may wait in the session before calls are refused and requests are no longer taken in.
     ///
     /// Default 4 MiB, range 64 KiB to 1 GiB.
@@ -134,6 +140,7 @@ impl SessionConfig {
             idle_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             resume_window: Duration::from_secs(60),
+            max_retained_bytes: 8 * 1024 * 1024,
             max_queued_bytes: 4 * 1024 * 1024,
             max_stream_queued_bytes: 256 * 1024,
             max_answer_bytes: 64 * 1024 * 1024,
@@ -251,6 +258,13 @@ impl SessionConfig {
             1_000,
             600_000,
             "1 s to 600 s",
+        )?;
+        check(
+            "max_retained_bytes",
+            wide(self.max_retained_bytes),
+            256 * 1024,
+            1 << 30,
+            "256 KiB to 1 GiB",
         )?;
         check(
             "max_queued_bytes",

@@ -108,6 +108,12 @@ impl Liveness {
         now.0 >= earliest
     }
 
+    /// The next probe leaves as soon as it may.
+    pub(crate) fn hurry(&mut self) {
+        let earliest = self.last_probe.0.saturating_add(PROBE_INTERVAL_MIN_US);
+        self.next_probe = self.next_probe.min(Timestamp(earliest));
+    }
+
     /// Whether the peer has been silent for so long that a probe must not be left to an unreliable datagram.
     pub(crate) fn is_suspicious(&self, now: Timestamp) -> bool {
         now.0.saturating_sub(self.last_heard.0) >= self.idle_us / 3

@@ -2,7 +2,8 @@
 //!
 //! Owns the bytes from when they leave until the peer has acknowledged them, a piece at a time, and where each epoch's offsets stand.
 //! Knows nothing of frames but where one may stop to send.
-//! Invariants: `base <= sent`; the first `left` entries are the bytes from `base` to `sent`, and `waiting` are in the others.
+//! Invariants: `base <= at`; the first `left` entries are the bytes from `base` to `at`, and `waiting` are in the others; what the peer
+//! has taken in lies between `base` and `sent`.
 
 use std::collections::VecDeque;
 
@@ -40,6 +41,9 @@ pub(crate) struct Log {
     entries: VecDeque<Entry>,
     left: usize,
     base: u64,
+    /// Offset of what leaves next.
+    at: u64,
+    /// The highest that it was in this epoch: more than `at` where the epoch leaves again from its start.
     sent: u64,
     waiting: usize,
 }
@@ -60,6 +64,23 @@ impl Log {
         self.entries.iter().map(Entry::cost).sum()
     }
 
+    /// Recounts. For tests.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let len = |entries: &mut dyn Iterator<Item = &Entry>| -> usize {
+            entries.map(|entry| entry.bytes.len()).sum()
+        };
+        let left = len(&mut self.entries.iter().take(self.left));
+        let waiting = len(&mut self.entries.iter().skip(self.left));
+        if self.left > self.entries.len() || waiting != self.waiting {
+            return Err(format!("{waiting} bytes wait, {} counted", self.waiting));
+        }
+        if self.at.checked_sub(self.base) != Some(wide(left)) || self.sent < self.at {
+            let (base, at, sent) = (self.base, self.at, self.sent);
+            return Err(format!("{left} bytes from {base} to {at} of {sent}"));
+        }
+        Ok(())
+    }
+
     /// Keeps what has just left, whole frames. Nothing may wait. Returns what it costs.
     pub(crate) fn keep<'b>(&mut self, pieces: impl Iterator<Item = &'b Bytes>) -> usize {
         let mut cost = 0_usize;
@@ -69,13 +90,14 @@ impl Log {
                 ends: false,
             };
             cost = cost.saturating_add(entry.cost());
-            self.sent = self.sent.saturating_add(wide(entry.bytes.len()));
+            self.at = self.at.saturating_add(wide(entry.bytes.len()));
             self.entries.push_back(entry);
         }
         if let Some(last) = self.entries.back_mut() {
             last.ends = true;
         }
         self.left = self.entries.len();
+        self.sent = self.sent.max(self.at);
         cost
     }
 
@@ -103,14 +125,15 @@ impl Log {
             self.left = self.left.saturating_add(1);
         }
         self.waiting = self.waiting.saturating_sub(len);
-        self.sent = self.sent.saturating_add(wide(len));
+        self.at = self.at.saturating_add(wide(len));
+        self.sent = self.sent.max(self.at);
         len
     }
 
     /// Everything of this epoch leaves again from its start. Nothing may have been acknowledged.
     pub(crate) fn rewind(&mut self) {
         self.left = 0;
-        self.sent = self.base;
+        self.at = self.base;
         self.waiting = self.entries.iter().map(|entry| entry.bytes.len()).sum();
     }
 
@@ -134,18 +157,31 @@ impl Log {
         while rest > 0
             && let Some(entry) = self.entries.front_mut()
         {
-            if entry.bytes.len() > rest {
-                entry.bytes.advance(rest);
-                freed = freed.saturating_add(rest);
-                break;
+            let len = entry.bytes.len().min(rest);
+            rest = rest.saturating_sub(len);
+            if self.left == 0 {
+                // It was taken in when it left before.
+                self.waiting = self.waiting.saturating_sub(len);
             }
-            rest = rest.saturating_sub(entry.bytes.len());
-            freed = freed.saturating_add(entry.cost());
-            self.entries.pop_front();
-            self.left = self.left.saturating_sub(1);
+            if entry.bytes.len() > len {
+                entry.bytes.advance(len);
+                freed = freed.saturating_add(len);
+            } else {
+                freed = freed.saturating_add(entry.cost());
+                self.entries.pop_front();
+                self.left = self.left.saturating_sub(1);
+            }
         }
         self.base = offset;
+        self.at = self.at.max(offset);
         Ok(freed)
+    }
+
+    /// Lets go of all that has left.
+    pub(crate) fn forget(&mut self) {
+        self.entries.drain(..self.left.min(self.entries.len()));
+        self.left = 0;
+        self.base = self.at;
     }
 
     /// Hands over all that is kept, in order, and begins at 0.
@@ -208,6 +244,10 @@ mod tests {
         assert_eq!(out, pieces(&["head", "payload", "next"]));
         log.rewind();
         assert_eq!(log.waiting(), 15);
-        assert_eq!(log.judge(1), Err(Impossible { offset: 1, sent: 0 }));
+        // What had left before the epoch was rewound may have been taken in.
+        assert_eq!(log.replay(&mut out, 1), 11);
+        assert_eq!(log.acknowledge(13), Ok(13 + 2 * PIECE_COST));
+        assert_eq!((log.waiting(), log.check()), (2, Ok(())));
+        assert_eq!(log.take(), pieces(&["xt"]));
     }
 }

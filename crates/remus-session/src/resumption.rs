@@ -14,11 +14,11 @@ use crate::lane::CutFrame;
 /// 64 KiB is one acknowledgement of 18 bytes for 64 KiB: 0.03 %, and never more than 1 MiB untold on sixteen lanes.
 pub(crate) const ACK_EVERY: u64 = 64 * 1024;
 
-/// What is kept of what has left, in bytes and with what each piece costs, until streams send nothing new before the peer has
-/// acknowledged some of it.
+/// Bytes beyond `max_retained_bytes` at which a session ends because its peer acknowledges nothing.
 ///
-/// 8 MiB keeps 640 Mbit/s going at 100 ms. Control traffic goes on: it is what acknowledges, and has limits of its own.
-pub(crate) const RETAINED_MAX: usize = 8 * 1024 * 1024;
+/// What stood ready on the lanes when the limit was reached still leaves, 64 KiB on each of sixteen, and answers to control traffic: a
+/// peer that goes on making them could make it grow for ever.
+pub(crate) const RETAINED_BEYOND: usize = 4 * 1024 * 1024;
 
 /// Longest frame that is taken for a request to resume, in bytes: with sixteen lanes it has 240.
 const REQUEST_MAX: usize = 1024;
@@ -76,6 +76,8 @@ pub(crate) struct Resumption {
     pub(crate) retains: bool,
     /// What it costs.
     pub(crate) retained: usize,
+    /// What it may cost until streams have to wait.
+    pub(crate) max_retained: usize,
     /// Bytes of it that are to leave again.
     pub(crate) waiting: usize,
     /// When the last carrier brought its last.
@@ -100,11 +102,12 @@ pub(crate) struct Resumption {
 }
 
 impl Resumption {
-    pub(crate) fn new(retains: bool, window_us: u64) -> Self {
+    pub(crate) fn new(retains: bool, window_us: u64, max_retained: usize) -> Self {
         Self {
             link: Link::Attached,
             retains,
             retained: 0,
+            max_retained,
             waiting: 0,
             silent_since: Timestamp::ZERO,
             token: ResumeToken::NONE,
@@ -130,7 +133,7 @@ impl Resumption {
     /// Whether streams have to wait for an acknowledgement.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.retained >= RETAINED_MAX
+        self.retained >= self.max_retained
     }
 }
 

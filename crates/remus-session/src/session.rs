@@ -335,6 +335,7 @@ impl Session {
             resumption: Resumption::new(
                 config.features.contains(Features::RESUMPTION),
                 micros(config.resume_window),
+                config.max_retained_bytes,
             ),
             statistics: Statistics::default(),
             config,
@@ -876,6 +877,29 @@ impl Session {
             wide(self.ready_bytes),
             self.lanes.iter().map(|lane| wide(lane.ready.len())).sum(),
         )?;
+        let kept = |of: fn(&Lane) -> usize| self.lanes.iter().map(|lane| wide(of(lane))).sum();
+        expect(
+            "retained bytes",
+            wide(self.resumption.retained),
+            kept(|lane| lane.log.cost()),
+        )?;
+        expect(
+            "bytes to leave again",
+            wide(self.resumption.waiting),
+            kept(|lane| lane.log.waiting()),
+        )?;
+        for (number, lane) in self.lanes.iter().enumerate() {
+            lane.log
+                .check()
+                .map_err(|problem| format!("lane {number}: {problem}"))?;
+            if self.resumption.retains
+                && self.resumption.is_attached()
+                && !self.state.is_closed()
+                && lane.taken_in() < lane.intake.told
+            {
+                return Err(format!("lane {number}: more was told than taken in"));
+            }
+        }
         let requests = self
             .events
             .iter()

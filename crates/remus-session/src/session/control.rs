@@ -615,7 +615,8 @@ impl Session {
     }
 
     pub(super) fn send_probe(&mut self, now: Timestamp) {
-        let suspicious = self.live.is_suspicious(now);
+        // A sender that waits for an acknowledgement asks for it by the way that loses nothing.
+        let suspicious = self.live.is_suspicious(now) || self.resumption.is_full();
         let (id, heartbeat) = self.live.probe(now, self.load);
         self.send_heartbeat(now, RequestId(id), &heartbeat, !suspicious);
     }

@@ -17,7 +17,8 @@ use crate::event::{Event, Grant, Side};
 use crate::lane::{FrameReader, Intake, LANE_READY_MAX, LANES_MAX, LaneId, Ready, Taken};
 use crate::log::Log;
 use crate::resumption::{
-    ACK_EVERY, CarrierInfo, Link, ResumeError, ResumeRequest, Unconfirmed, is_same, put_step,
+    ACK_EVERY, CarrierInfo, Link, RETAINED_BEYOND, ResumeError, ResumeRequest, Unconfirmed,
+    is_same, put_step,
 };
 use crate::state::State;
 use crate::stream::{ANY_LANE, Stream};
@@ -333,6 +334,9 @@ impl Session {
         self.control_tokens = CONTROL_BURST.saturating_add(saved_up);
         self.control_refilled = now;
         self.live.start_path(now);
+        if self.resumption.is_full() {
+            self.live.hurry();
+        }
         self.round_trip_us = u64::MAX;
         for (lane, entry) in (0_u16..).zip(&self.lanes) {
             if entry.log.waiting() > 0 || entry.ready.len() > 0 || !entry.turns.is_empty() {
@@ -345,6 +349,9 @@ impl Session {
     /// Distributes what was not acknowledged and what stood ready over the lanes that there are now, frame by frame, so that the
     /// frames of each stream stay in order.
     fn replay_rest(&mut self) {
+        // Every lane that a stream can be on has an entry.
+        let last = self.resumption.carrier.lanes().saturating_sub(1);
+        let _ = self.lane_mut(LaneId(last));
         let mut logs: Vec<Gather> = Vec::new();
         logs.resize_with(self.lanes.len(), Gather::default);
         let mut frame = Vec::new();
@@ -382,18 +389,17 @@ impl Session {
         // The turns are those of the lanes that there are now.
         let mut waiting = Vec::new();
         for (id, stream) in (0_u16..).zip(&mut self.streams) {
-            if let Some(stream) = stream.as_mut().filter(|stream| !stream.send.is_idle()) {
-                for queue in stream.send.queues_mut() {
-                    queue.in_turns = false;
-                }
+            let Some(stream) = stream else {
+                continue;
+            };
+            for queue in stream.send.queues_mut() {
+                queue.in_turns = false;
+            }
+            if !stream.send.is_idle() {
                 waiting.push(StreamId(id));
             }
         }
         for id in waiting {
-            let lane = self
-                .stream_ref(id)
-                .map_or(LaneId::ZERO, |stream| stream.lane);
-            let _ = self.lane_mut(lane);
             self.schedule(id);
         }
     }
@@ -491,6 +497,19 @@ impl Session {
         Ok(())
     }
 
+    /// More is kept: at the limit the peer is asked how far it came.
+    pub(super) fn note_retained(&mut self, cost: usize) {
+        let was_full = self.resumption.is_full();
+        self.resumption.retained = self.resumption.retained.saturating_add(cost);
+        if self.resumption.is_full() && !was_full {
+            self.live.hurry();
+        }
+        let most = self.resumption.max_retained.saturating_add(RETAINED_BEYOND);
+        if self.resumption.retained > most {
+            self.overflow = Some(self.resumption.retained);
+        }
+    }
+
     /// Bytes of a lane were taken in.
     pub(super) fn note_intake(&mut self, lane: LaneId, bytes: u64) {
         let Some(entry) = self.lane_mut(lane) else {
@@ -578,8 +597,11 @@ impl Session {
             return self.charge_control(now); // late or repeated: harmless, but not for free
         }
         let was_full = self.resumption.is_full();
+        let waiting = entry.log.waiting();
         match entry.log.acknowledge(offset) {
             Ok(freed) => {
+                let spared = waiting.saturating_sub(entry.log.waiting());
+                self.resumption.waiting = self.resumption.waiting.saturating_sub(spared);
                 self.resumption.retained = self.resumption.retained.saturating_sub(freed);
             }
             Err(wrong) => {
@@ -590,7 +612,9 @@ impl Session {
                 });
             }
         }
-        if was_full && !self.resumption.is_full() {
+        if self.resumption.is_full() {
+            self.live.hurry(); // the rest may have come meanwhile
+        } else if was_full {
             for (lane, entry) in (0_u16..).zip(&self.lanes) {
                 if !entry.turns.is_empty() {
                     self.dirty |= LaneId(lane).bit();
@@ -673,17 +697,25 @@ impl Session {
         false
     }
 
-    /// Lets go of what was kept for a resumption that will not be.
+    /// Lets go of what was kept for a resumption that will not be. What has to leave again still does, before what stands ready, so
+    /// that no frame is missing in between.
     pub(super) fn drop_logs(&mut self) {
-        self.resumption.retains = false;
+        let attached = self.resumption.is_attached();
         self.resumption.retained = 0;
         self.resumption.waiting = 0;
+        for lane in &mut self.lanes {
+            if attached {
+                lane.log.forget();
+            } else {
+                lane.log = Log::default();
+            }
+            self.resumption.retained = self.resumption.retained.saturating_add(lane.log.cost());
+            self.resumption.waiting = self.resumption.waiting.saturating_add(lane.log.waiting());
+        }
+        self.resumption.retains = self.resumption.waiting > 0;
         self.resumption.acks_due = 0;
         self.resumption.unconfirmed = None;
         self.resumption.cuts = Vec::new();
-        for lane in &mut self.lanes {
-            lane.log = Log::default();
-        }
     }
 }
 

@@ -87,20 +87,21 @@ impl Session {
             return len;
         }
         let before = out.len();
-        let mut len = 0_usize;
+        let mut len = self.take_ready(lane, out);
+        // Behind what stands ready: an acceptor's last step of the handshake, for example, which opens the session to the peer.
         if lane == LaneId::ZERO
             && self.resumption.acks_due != 0
+            && self.state.is_open()
             && let Some(acks) = self.write_acks()
         {
-            len = acks.len();
+            len = len.saturating_add(acks.len());
             out.push_back(acks);
         }
-        len = len.saturating_add(self.take_ready(lane, out));
         if len > 0
             && let Some(entry) = self.lane_mut(lane)
         {
             let cost = entry.log.keep(out.range(before..));
-            self.resumption.retained = self.resumption.retained.saturating_add(cost);
+            self.note_retained(cost);
         }
         len
     }
@@ -456,6 +457,7 @@ impl Session {
         stream.send.finished = true;
         stream.send.ended = true;
         let lane = stream.lane;
+
         self.queued_bytes = self.queued_bytes.saturating_sub(dropped);
         self.put_small(lane, id, FrameType::RESET, &code.0.to_be_bytes());
         self.note_room();

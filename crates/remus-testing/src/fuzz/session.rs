@@ -6,6 +6,7 @@ use crate::sim::{ByteChoices, Features, World};
 const MAX_OPERATIONS: usize = 2_000;
 
 /// Runs the world that the bytes choose: each decision takes as few of them as it needs, and the world comes to rest when they end.
+/// Where the last of them is odd, the sessions outlive their carriers.
 ///
 /// # Panics
 ///
@@ -14,6 +15,7 @@ pub fn session(data: &[u8]) {
     let features = Features {
         endings: true,
         deadlines: true,
+        carriers: data.last().is_some_and(|last| last % 2 == 1),
     };
     World::new(ByteChoices(data), features).run(MAX_OPERATIONS);
 }

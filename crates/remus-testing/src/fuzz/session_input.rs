@@ -8,12 +8,13 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use remus_session::{
-    Answer, CallKey, Event, Grant, LANES_MAX, LaneId, Outgoing, Session, SessionConfig, Shape,
+    Answer, CallKey, CarrierInfo, Event, Grant, LANES_MAX, LaneId, Outgoing, ResumeRequest,
+    Session, SessionConfig, Shape, Side,
 };
 use remus_wire::{
     AuthenticationRecord, Batch, Capability, Context, ErrorCode, ErrorRecord, Features, Flags,
-    Frame, FrameBody, Handshake, Heartbeat, MAX_FRAME, Message, MessageLimits, MessageType,
-    QueryAnswer, RequestId, ServiceId, StreamEnd, StreamId, Timestamp, VersionRecord,
+    Frame, FrameBody, Handshake, Heartbeat, LaneOffset, MAX_FRAME, Message, MessageLimits,
+    MessageType, QueryAnswer, RequestId, ServiceId, StreamEnd, StreamId, Timestamp, VersionRecord,
 };
 
 /// Where the clock starts, in µs: what matters is that it is not 0.
@@ -91,6 +92,7 @@ struct Target<'d> {
     is_closed: bool,
     max_answer_bytes: usize,
     max_assembly_bytes: usize,
+    max_retained_bytes: usize,
 }
 
 /// A session under a peer that does as the bytes say.
@@ -112,6 +114,11 @@ pub fn session_input(data: &[u8]) {
         config.max_answer_bytes = 64 << 10;
         config.max_assembly_bytes = 64 << 10;
     }
+    if choices & 16 != 0 {
+        config = config.with_resumption(true);
+        config.max_retained_bytes = 256 << 10;
+    }
+    let max_retained_bytes = config.max_retained_bytes;
     let (max_answer_bytes, max_assembly_bytes) =
         (config.max_answer_bytes, config.max_assembly_bytes);
     let limits = config.limits;
@@ -136,6 +143,7 @@ pub fn session_input(data: &[u8]) {
         is_closed: false,
         max_answer_bytes,
         max_assembly_bytes,
+        max_retained_bytes,
     };
     if choices & 8 == 0 {
         target.open(is_client, limits);
@@ -400,7 +408,11 @@ impl Target<'_> {
 
     fn hostile_body(&mut self) -> FrameBody {
         match self.script.u8() % 8 {
-            0 | 1 => FrameBody::Credit {
+            0 => FrameBody::Ack {
+                lane: u16::from(self.script.u8() % 20),
+                offset: u64::from(self.script.u16()),
+            },
+            1 => FrameBody::Credit {
                 limit: match self.script.u8() {
                     0 => u64::MAX,
                     high => u64::from(high) << 12,
@@ -463,6 +475,7 @@ impl Target<'_> {
                         Grant {
                             session: 1,
                             authenticated: choice.is_multiple_of(2),
+                            token: remus_wire::ResumeToken([9; 32]),
                             ..Grant::default()
                         },
                     ),
@@ -644,7 +657,11 @@ impl Target<'_> {
 
     fn rarely(&mut self) {
         let at = self.at();
-        match self.script.u8() % 8 {
+        match self.script.u8() % 10 {
+            8 => {
+                self.session.suspend(at, ErrorCode::UNAVAILABLE, "cut");
+            }
+            9 => self.change_carrier(),
             0 => {
                 let lane = self.script.lane();
                 if self.session.handle_lane_end(lane).is_err() {
@@ -681,6 +698,53 @@ impl Target<'_> {
         }
     }
 
+    /// Takes the session to another carrier, or tries to with whatever the bytes say.
+    fn change_carrier(&mut self) {
+        let at = self.at();
+        let lanes = u16::from(self.script.u8() % 18);
+        let carrier = CarrierInfo {
+            lanes,
+            datagrams: lanes % 2 == 0,
+        };
+        if self.session.side() == Side::Client {
+            if self.session.attach(at, carrier).is_ok() {
+                self.transmit();
+                let offsets = self.offsets();
+                self.handshake(&Handshake::Resumed(offsets));
+                self.handshake(&Handshake::Authenticated(remus_wire::Authenticated {
+                    session: 1,
+                    token: remus_wire::ResumeToken([8; 32]),
+                    expires: Timestamp::ZERO,
+                    claims: remus_wire::Text::new(),
+                }));
+            }
+            return;
+        }
+        let token = match self.script.u8() % 4 {
+            0 => remus_wire::ResumeToken([self.script.u8(); 32]),
+            1 => self.session.unconfirmed_token().unwrap_or_default(),
+            _ => self.session.resume_token(),
+        };
+        let request = ResumeRequest {
+            token,
+            lanes: self.offsets(),
+            len: 0,
+        };
+        let next = remus_wire::ResumeToken([self.script.u8(); 32]);
+        let before = self.session.attachment();
+        let resumed = self.session.resume(at, &request, next, carrier);
+        assert_eq!(resumed.is_ok(), self.session.attachment() != before);
+    }
+
+    fn offsets(&mut self) -> Vec<LaneOffset> {
+        (0..u16::from(self.script.u8() % 3))
+            .map(|lane| LaneOffset {
+                lane,
+                offset: u64::from(self.script.u16()),
+            })
+            .collect()
+    }
+
     fn check(&mut self) {
         // What ended the session was counted where it came, and nowhere else.
         if !self.session.state().is_closed() {
@@ -689,7 +753,16 @@ impl Target<'_> {
         let held = self.session.occupancy();
         assert!(held.assembling <= self.max_assembly_bytes, "{held:?}");
         // One answer may pass the limit, and errors and resets are answered beyond it.
+        // What has to leave again on another carrier has left before.
         let room = self.max_answer_bytes.saturating_add(2 << 20);
+        let room = room
+            .saturating_add(self.max_retained_bytes)
+            .saturating_add(4 << 20);
+        let kept = self.session.retained_bytes();
+        assert!(
+            kept <= self.max_retained_bytes + (6 << 20),
+            "{kept} are kept"
+        );
         assert!(held.queued_bytes <= room, "{held:?}");
         if self.session.state().is_closed() {
             assert!(!self.session.wants_input());

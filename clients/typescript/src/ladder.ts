@@ -1,6 +1,6 @@
 /** The ladder: carriers race, the preferred ones with a head start; the winner is remembered. */
 import type { CarrierKind } from "./api.js";
-import type { Carrier, OpenCarrier, Target } from "./carrier.js";
+import { aborted, type Carrier, type OpenCarrier, type Target } from "./carrier.js";
 import { isRemusError, type RemusError, remusError } from "./errors.js";
 
 /** All carriers, the preferred first. */
@@ -19,14 +19,22 @@ export async function race(
 ): Promise<Carrier> {
 	const failed: RemusError[] = [];
 	const stop = new AbortController();
-	const abort = (): void => stop.abort(signal.reason);
+	let giveUp = (): void => {};
+	const abort = (): void => {
+		stop.abort(signal.reason);
+		giveUp();
+	};
 	signal.addEventListener("abort", abort);
-	if (signal.aborted) abort();
 	try {
+		if (signal.aborted) throw aborted(signal);
 		return await new Promise<Carrier>((resolve, reject) => {
 			let next = 0;
 			let running = 0;
 			let won = false;
+			giveUp = () => {
+				won = true;
+				reject(aborted(signal));
+			};
 			const begin = (): void => {
 				const kind = kinds[next++];
 				const open = kind && openers[kind];
@@ -53,12 +61,7 @@ export async function race(
 				);
 			};
 			begin();
-			if (running === 0)
-				reject(
-					stop.signal.aborted
-						? remusError("CANCELLED", "connecting was given up")
-						: remusError("UNIMPLEMENTED", "none of the carriers is there"),
-				);
+			if (running === 0) reject(remusError("UNIMPLEMENTED", "none of the carriers is there"));
 		});
 	} finally {
 		signal.removeEventListener("abort", abort);
@@ -68,10 +71,8 @@ export async function race(
 
 /** What to tell when all have failed: a refusal says more than silence. */
 function worst(kinds: readonly CarrierKind[], failed: readonly RemusError[]): RemusError {
-	const refusal = failed.find((error) => error.code !== "UNAVAILABLE" && error.code !== "UNIMPLEMENTED" && error.code !== "CANCELLED");
+	const refusal = failed.find((error) => error.code !== "UNAVAILABLE" && error.code !== "UNIMPLEMENTED");
 	if (refusal) return refusal;
-	const cancelled = failed.find((error) => error.code === "CANCELLED");
-	if (cancelled) return cancelled;
 	return remusError("UNAVAILABLE", `no carrier could be opened (${kinds.join(", ")}): ${failed.map((error) => error.message).join("; ")}`, {
 		cause: failed.at(-1),
 	});

@@ -57,18 +57,11 @@ function silence(socket: WebSocketLike): void {
 /** How a session's end is told by a Close frame. Spec: CARR-11. */
 export function closeOf(code: number, reason: string): [code: number, reason: string] {
 	const text = code > 998 ? `${code}: ${reason}` : reason;
-	let cut = utf8Encoder.encode(text).subarray(0, REASON_MAX);
+	const bytes = utf8Encoder.encode(text);
+	let size = Math.min(bytes.length, REASON_MAX);
 	// not within a character
-	while (cut.length === REASON_MAX && text.length > 0) {
-		try {
-			utf8Decoder.decode(cut);
-			break;
-		} catch {
-			cut = cut.subarray(0, -1);
-			if (cut.length < REASON_MAX - 3) break;
-		}
-	}
-	return [code === 0 ? 1000 : code > 998 ? 4999 : 4000 + code, new TextDecoder().decode(cut)];
+	while (((bytes[size] ?? 0) & 0xc0) === 0x80) size--;
+	return [code === 0 ? 1000 : code > 998 ? 4999 : 4000 + code, utf8Decoder.decode(bytes.subarray(0, size))];
 }
 
 /** What a Close frame says about the session. Spec: carriers 2.1. */

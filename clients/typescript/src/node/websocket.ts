@@ -53,7 +53,6 @@ class NodeWebSocket {
 		const key = randomBytes(16).toString("base64");
 		this.#request = request(url.replace(/^ws/, "http"), {
 			...tls.connection,
-			agent: false,
 			headers: {
 				connection: "Upgrade",
 				upgrade: "websocket",

@@ -41,6 +41,7 @@ export async function race(
 				if (!open || stop.signal.aborted) return;
 				running++;
 				const timer = setTimeout(begin, headStartMs);
+				stop.signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
 				const mine = next;
 				open(target, stop.signal).then(
 					(carrier) => {

@@ -4,7 +4,6 @@
  * Knows nothing of URLs, and of carriers no more than that they take and give bytes. What happens between sessions, and on which
  * carrier, is for the client.
  */
-import type { StreamStatus } from "./api.js";
 import { type Carrier, type CarrierEnd, type CarrierSink, CHUNK_MAX } from "./carrier.js";
 import { nowUs } from "./clock.js";
 import { utf8Encoder } from "./codecs.js";
@@ -33,16 +32,16 @@ import {
 } from "./wire/message.js";
 import {
 	type Capability,
+	decodeAnswer,
 	decodeCapability,
 	decodeError,
-	decodeHandshake,
 	decodeHeartbeat,
 	decodeShutdown,
 	decodeStreamEnd,
 	encodeCapability,
 	encodeError,
-	encodeHandshake,
 	encodeHeartbeat,
+	encodeRequest,
 	encodeShutdown,
 	errorOfRecord,
 	errorRecord,
@@ -93,6 +92,8 @@ const CLOCK_AHEAD_US = 60_000_000n;
 const ACK_EVERY = 65_536;
 /** Bytes that are kept until the peer has acknowledged them; streams then wait. 8 MiB keep 640 Mbit/s going at 100 ms. */
 const RETAINED_MAX = 8_388_608;
+/** Bytes of control traffic that may be kept beyond. Spec: CORE-96. */
+const CONTROL_RETAINED_MAX = 4_194_304;
 /** How long an answer to a request to resume may take before the carrier is given up, in ms. */
 const RESUME_TIMEOUT_MS = 5_000;
 /** Largest request ID. */
@@ -148,7 +149,7 @@ export interface Call {
 }
 
 /** A message that waits to be sent. */
-interface Outgoing {
+export interface Outgoing {
 	readonly bytes: Bytes;
 	/** Its direction of the stream ends with it. */
 	readonly ends: boolean;
@@ -156,7 +157,8 @@ interface Outgoing {
 	readonly id: number;
 }
 
-interface Stream {
+/** A stream, as the session keeps it; others read it only. */
+export interface Stream {
 	readonly id: number;
 	/** Whether the present use has begun. */
 	inUse: boolean;
@@ -228,6 +230,10 @@ export class Session implements CarrierSink {
 	/** Bytes of whole frames that were taken in since the epoch began, and of which the peer was told. */
 	#takenIn = 0;
 	#told = 0;
+	/** Something came since then that the peer should hear of: more than ACK and Heartbeat. */
+	#untold = false;
+	/** The peer was asked for an acknowledgement, because no more may be kept. */
+	#asked = false;
 	/** On the carrier that there is, it was asked to go on; then the answer is here, but for the token. */
 	#resuming: "asked" | "answered" | undefined;
 	#resumeTimer: ReturnType<typeof setTimeout> | undefined;
@@ -287,28 +293,24 @@ export class Session implements CarrierSink {
 				[RESUME_WINDOW_EXTENSION, new Writer(4).u32(this.#windowMs).done()],
 			] as const,
 		};
-		const capability: Capability = {
-			node: 0,
+		const capability = {
 			nodeType: 1,
-			capabilities: 0,
 			maxFrame: MAX_FRAME,
 			maxMessage: MAX_MESSAGE,
 			maxStreams: MAX_STREAMS,
 			maxCalls: initialLimits.maxCalls,
 			streamWindow: STREAM_WINDOW,
 			sessionWindow: SESSION_WINDOW,
-			cpu: 0,
-			memory: 0,
-			network: 0,
-			storage: 0,
 		};
 		const token = utf8Encoder.encode(bearer ?? "");
-		this.#sendControl(handshake, encodeHandshake({ step: "offer", version }));
+		this.#sendControl(handshake, encodeRequest({ step: "offer", version }));
 		this.#sendControl(messageTypes.Capability, encodeCapability(capability));
-		this.#sendControl(handshake, encodeHandshake({ step: "authenticate", method: bearer === undefined ? 0 : 1, token, claims: "" }));
+		this.#sendControl(handshake, encodeRequest({ step: "authenticate", method: bearer === undefined ? 0 : 1, token, claims: "" }));
 		// a Query for nothing in particular, with room for one answer, and an offer of no schemas (CORE-2)
-		this.#sendControl(messageTypes.Query, new Writer(21).u32(0).u32(0).u32(0).u8(0).u32(1).text("").done(), 1);
-		this.#sendControl(messageTypes.Schema, new Writer(5).u8(1).u32(0).done());
+		const query = new Uint8Array(21);
+		query[16] = 1;
+		this.#sendControl(messageTypes.Query, query, 1);
+		this.#sendControl(messageTypes.Schema, Uint8Array.of(1, 0, 0, 0, 0));
 		this.#admit();
 		this.#attach(carrier);
 	}
@@ -354,22 +356,9 @@ export class Session implements CarrierSink {
 		return { send: [this.#sendOffset, this.#sendLimit], receive: [this.#receiveOffset, this.#receiveLimit] };
 	}
 
-	/** Streams that are in use, for people. */
-	streams(): StreamStatus[] {
-		const list: StreamStatus[] = [];
-		for (const s of this.#streams.values()) {
-			if (!s.inUse) continue;
-			list.push({
-				id: s.id,
-				method: s.call?.spec.method,
-				lane: 0,
-				send: { offset: BigInt(s.sendOffset), limit: BigInt(s.sendLimit) },
-				receive: { offset: BigInt(s.receiveOffset), limit: BigInt(s.receiveLimit) },
-				queuedBytes: s.queuedBytes,
-				unreadBytes: s.receiveOffset - s.taken,
-			});
-		}
-		return list;
+	/** Streams that are in use. */
+	get streams(): readonly Stream[] {
+		return [...this.#streams.values()].filter((stream) => stream.inUse);
 	}
 
 	// ---- carrier ---------------------------------------------------------------------------------
@@ -404,6 +393,7 @@ export class Session implements CarrierSink {
 					this.#handleResumed(frame);
 				} else {
 					this.#takenIn += size;
+					if (outlivesCarrier(frame.stream, frame.type, frame.payload[4])) this.#untold = true;
 					this.#handleFrame(frame.stream, frame.type, frame.payload);
 				}
 				if (this.#carrier !== carrier) return;
@@ -415,7 +405,10 @@ export class Session implements CarrierSink {
 		}
 		this.#pending = at < all.length ? [all.subarray(at)] : [];
 		this.#pendingSize = all.length - at;
-		if (this.#takenIn - this.#told >= ACK_EVERY) this.#acknowledge();
+		if (this.#takenIn - this.#told >= ACK_EVERY) {
+			this.#untold = true;
+			this.#acknowledge();
+		}
 	}
 
 	drained(): void {
@@ -457,8 +450,8 @@ export class Session implements CarrierSink {
 		clearInterval(this.#heartbeatTimer);
 		this.#resuming = "asked";
 		const counts = [[0, BigInt(this.#takenIn)]] as const;
-		const payload = encodeHandshake({ step: "resume", token: this.#token ?? new Uint8Array(32), counts });
-		this.#resumeTimer = setTimeout(() => this.dropCarrier("the request to resume was not answered"), RESUME_TIMEOUT_MS);
+		const payload = encodeRequest({ step: "resume", token: this.#token ?? new Uint8Array(32), counts });
+		this.#resumeTimer = setTimeout(() => this.dropCarrier("no answer to Resume"), RESUME_TIMEOUT_MS);
 		this.#attach(carrier);
 		carrier.write(
 			encodeFrame(0, frameTypes.MESSAGE, encodeMessage({ type: messageTypes.Handshake, payload, timestamp: this.#timestamp() })),
@@ -467,11 +460,11 @@ export class Session implements CarrierSink {
 
 	/** Steps 8 and 5, or 6, which belong to no epoch. */
 	#handleResumed(frame: RawFrame): void {
-		if (frame.stream !== 0 || frame.type !== frameTypes.MESSAGE) unexpected("a frame before the answer to Resume");
+		if (frame.stream !== 0 || frame.type !== frameTypes.MESSAGE) unexpected("no answer to Resume");
 		const message = decodeMessage(frame.payload);
 		this.#see(message.timestamp);
-		if (message.type !== messageTypes.Handshake) unexpected("a message before the answer to Resume");
-		const handshake = decodeHandshake(message.payload);
+		if (message.type !== messageTypes.Handshake) unexpected("no answer to Resume");
+		const handshake = decodeAnswer(message.payload, notForClients);
 		if (handshake.step === "refused") {
 			this.#refused(errorOfRecord(handshake.error));
 		} else if (handshake.step === "resumed" && this.#resuming === "asked") {
@@ -481,7 +474,7 @@ export class Session implements CarrierSink {
 			this.#token = handshake.token;
 			this.#beginEpoch();
 		} else {
-			unexpected(`handshake step ${handshake.step} as the answer to Resume`);
+			unexpected(`handshake step ${handshake.step}`);
 		}
 	}
 
@@ -490,11 +483,12 @@ export class Session implements CarrierSink {
 		clearTimeout(this.#resumeTimer);
 		clearTimeout(this.#windowTimer);
 		this.#windowTimer = this.#resuming = undefined;
-		this.#replay = [...this.#log.flatMap(framesOf), ...this.#replay].filter(outlivesCarrier);
-		this.#control = this.#control.filter(outlivesCarrier);
+		this.#replay = [...this.#log.flatMap(framesOf), ...this.#replay].filter(leavesAgain);
+		this.#control = this.#control.filter(leavesAgain);
 		this.#controlBytes = this.#control.reduce((sum, frame) => sum + frame.length, 0);
 		this.#log = [];
 		this.#logStart = this.#sent = this.#takenIn = this.#told = 0;
+		this.#untold = this.#asked = false;
 		this.#rtts.length = 0;
 		this.#startHeart();
 		this.#hooks.resumed();
@@ -502,8 +496,7 @@ export class Session implements CarrierSink {
 
 	/** Lets go of what the peer has taken in. */
 	#trim(offset: number): void {
-		if (offset > this.#sent || offset < this.#logStart)
-			throw remusError("MALFORMED", `${offset} bytes of lane 0 are acknowledged, of ${this.#sent}`);
+		if (offset > this.#sent || offset < this.#logStart) throw remusError("FLOW_CONTROL", `${offset} of ${this.#sent} bytes were taken in`);
 		for (;;) {
 			const chunk = this.#log[0];
 			const drop = offset - this.#logStart;
@@ -515,7 +508,8 @@ export class Session implements CarrierSink {
 	}
 
 	#acknowledge(): void {
-		if (!this.#resumable || this.#takenIn === this.#told) return;
+		if (!this.resumable || !this.#untold) return;
+		this.#untold = false;
 		this.#told = this.#takenIn;
 		this.#sendFrame(encodeFrame(0, frameTypes.ACK, new Writer(10).u16(0).u64(BigInt(this.#takenIn)).done()));
 	}
@@ -564,7 +558,13 @@ export class Session implements CarrierSink {
 			}
 		}
 		// what acknowledges goes on: otherwise two that are both full would wait for each other
-		if (this.retained < RETAINED_MAX) {
+		if (this.retained >= RETAINED_MAX) {
+			if (this.retained >= RETAINED_MAX + CONTROL_RETAINED_MAX) this.#close("CONTROL_FLOOD", "nothing is acknowledged");
+			else if (this.#ready.size > 0 && !this.#asked) {
+				this.#asked = true;
+				this.#sendHeartbeat(1);
+			}
+		} else {
 			for (const stream of this.#ready) {
 				// a frame's header is added to what a turn takes, and a turn may end with one that is just begun
 				if (size + TURN_MAX / 4 > CHUNK_MAX) break;
@@ -652,7 +652,7 @@ export class Session implements CarrierSink {
 		const now = performance.now();
 		this.#controlLevel = Math.min(CONTROL_BURST, this.#controlLevel + ((now - this.#controlAt) / 1000) * CONTROL_RATE);
 		this.#controlAt = now;
-		if (this.#controlLevel < 1) throw remusError("CONTROL_FLOOD", "more control traffic than the limit");
+		if (this.#controlLevel < 1) throw remusError("CONTROL_FLOOD", "too much control traffic");
 		this.#controlLevel -= 1;
 	}
 
@@ -684,11 +684,11 @@ export class Session implements CarrierSink {
 			case frameTypes.REFERENCE:
 				throw remusError("UNIMPLEMENTED", "no regions are shared");
 			case frameTypes.ACK: {
-				if (!this.#resumable) unexpected("an ACK that nobody asked for");
+				if (!this.#resumable) throw remusError("UNIMPLEMENTED", "an ACK without feature 6");
+				if (id !== 0 || !this.active) unexpected("an early ACK");
 				const reader = new Reader("ACK", payload);
-				const lane = reader.u16("lane");
+				if (reader.u16("lane") !== 0) throw remusError("FLOW_CONTROL", "an ACK of an unused lane");
 				const offset = Number(reader.u64("offset"));
-				if (lane !== 0) throw remusError("MALFORMED", `an ACK of lane ${lane}, which was never opened`);
 				if (offset <= this.#logStart) return this.#charge();
 				this.#trim(offset);
 				return this.#wake();
@@ -701,7 +701,7 @@ export class Session implements CarrierSink {
 	#handleControl(message: Message): void {
 		const { type, payload } = message;
 		if (type === messageTypes.Heartbeat) {
-			if (!this.active) unexpected("a Heartbeat before the session is active");
+			if (!this.active) unexpected("an early Heartbeat");
 			this.#handleHeartbeat(message);
 			return;
 		}
@@ -710,30 +710,30 @@ export class Session implements CarrierSink {
 			case messageTypes.Handshake:
 				return this.#handleHandshake(payload);
 			case messageTypes.Capability: {
-				if (this.#phase !== "capability") unexpected("a Capability out of turn");
+				if (this.#phase !== "capability") unexpected("a second Capability");
 				this.#phase = "authentication";
 				return this.#setPeerLimits(decodeCapability(payload));
 			}
 			case messageTypes.Response:
 				if (this.#phase === "discovery" && message.requestId === 1) this.#phase = "schema";
-				else if (!this.active) unexpected("an answer to a Query out of turn");
+				else if (!this.active) unexpected("an early Response");
 				return;
 			case messageTypes.Query:
-				if (!this.active) unexpected("a Query before the session is active");
+				if (!this.active) unexpected("an early Query");
 				// this client has no services
-				return this.#sendControl(messageTypes.Response, new Writer(4).u32(0).done(), message.requestId);
+				return this.#sendControl(messageTypes.Response, new Uint8Array(4), message.requestId);
 			case messageTypes.Schema:
 				return this.#handleSchema(payload);
 			case messageTypes.Shutdown:
-				if (!this.active) unexpected("a Shutdown before the session is active");
+				if (!this.active) unexpected("an early Shutdown");
 				return this.#handleShutdown(payload);
 			default:
-				unexpected(`message type ${type} on stream 0`);
+				misplaced(type, 0);
 		}
 	}
 
 	#handleHandshake(payload: Uint8Array): void {
-		const handshake = decodeHandshake(payload);
+		const handshake = decodeAnswer(payload, notForClients);
 		const { step } = handshake;
 		if (step === "accept" && this.#phase === "version") {
 			const { major, minor, features: agreed, extensions } = handshake.version;
@@ -758,11 +758,11 @@ export class Session implements CarrierSink {
 			this.#token = handshake.token;
 			if (this.#token.every((byte) => byte === 0)) this.#resumable = false;
 		} else if (step === "challenge" && this.#phase === "authentication") {
-			throw remusError("UNAUTHENTICATED", "the peer challenges, which bearer tokens have no answer to");
+			throw remusError("UNAUTHENTICATED", "a challenge, which a bearer token can't answer");
 		} else if (step === "refused") {
 			this.#refused(errorOfRecord(handshake.error));
 		} else {
-			unexpected(`handshake step ${step} out of turn`);
+			unexpected(`handshake step ${step}`);
 		}
 	}
 
@@ -779,14 +779,14 @@ export class Session implements CarrierSink {
 		const step = reader.u8("step");
 		const entries = reader.u32("entry_count");
 		if (step === 2 && this.#phase === "schema") {
-			if (entries > 0) throw remusError("UNIMPLEMENTED", "a want of what was not offered");
+			if (entries > 0) throw remusError("UNIMPLEMENTED", "a schema that was not offered");
 			this.#activate();
 		} else if (!this.active) {
-			unexpected("a Schema out of turn");
+			unexpected("an early Schema");
 		} else if (step === 1) {
-			this.#sendControl(messageTypes.Schema, new Writer(5).u8(2).u32(0).done());
+			this.#sendControl(messageTypes.Schema, Uint8Array.of(2, 0, 0, 0, 0));
 		} else if (entries > 0) {
-			throw remusError("UNIMPLEMENTED", "a schema that nobody asked for or offered");
+			throw remusError("UNIMPLEMENTED", "a schema that was not offered");
 		}
 	}
 
@@ -824,7 +824,6 @@ export class Session implements CarrierSink {
 	#beat(): void {
 		if (performance.now() - this.#heardAt < this.#idleMs) {
 			this.#sendHeartbeat(1);
-			this.#acknowledge();
 			return;
 		}
 		const reason = `nothing was heard for ${this.#idleMs} ms`;
@@ -835,6 +834,7 @@ export class Session implements CarrierSink {
 	#sendHeartbeat(requestId: number): bigint {
 		const [origin, received] = this.#peerBeat;
 		const sent = nowUs();
+		this.#acknowledge();
 		this.#sendControl(messageTypes.Heartbeat, encodeHeartbeat({ origin, received, load: 0 }), requestId, sent);
 		return sent;
 	}
@@ -1097,18 +1097,18 @@ export class Session implements CarrierSink {
 		const { id } = stream;
 		const answer = message.type === messageTypes.Response || message.type === messageTypes.Error;
 		if (id === 1) {
-			if (!answer) unexpected(`message type ${message.type} on stream 1`);
+			if (!answer) misplaced(message.type, 1);
 			this.#take(stream, size);
 			this.#handleAnswer(this.#calls.get(message.requestId), message);
 		} else if (id === 2) {
 			this.#take(stream, size);
 			if (message.type === messageTypes.Request) this.#refuseRequest(stream, message);
-			else if (message.type !== messageTypes.Error) unexpected(`message type ${message.type} on stream 2`);
+			else if (message.type !== messageTypes.Error) misplaced(message.type, 2);
 		} else if (id & 1) {
 			this.#handleOwn(stream, message, size);
 		} else {
 			this.#take(stream, size);
-			if (!answer && message.type !== messageTypes.Request) unexpected(`message type ${message.type} opens a stream`);
+			if (!answer && message.type !== messageTypes.Request) misplaced(message.type, id);
 			if (answer) {
 				this.#endReceiving(stream);
 				this.#reset(stream, 0);
@@ -1121,7 +1121,7 @@ export class Session implements CarrierSink {
 
 	/** This client has no services. */
 	#refuseRequest(stream: Stream, message: Message): void {
-		if (!this.active) unexpected("a Request before the session is active");
+		if (!this.active) unexpected("an early Request");
 		const own = stream.id > 2;
 		if (own && message.flags & flags.STREAM_END) {
 			stream.receiveEnded = true;
@@ -1158,7 +1158,7 @@ export class Session implements CarrierSink {
 			this.#take(stream, size);
 		}
 		if (!endsDirection(message)) {
-			if (type !== messageTypes.Stream) unexpected(`message type ${type} on stream ${stream.id}`);
+			if (type !== messageTypes.Stream) misplaced(type, stream.id);
 			return;
 		}
 		this.#endReceiving(stream);
@@ -1216,7 +1216,7 @@ export class Session implements CarrierSink {
 			const limit = this.#peer.maxMessage;
 			if (bytes.length > limit && this.active) {
 				this.#waiting.delete(call);
-				this.#finish(call, remusError("MESSAGE_TOO_LARGE", `a request of ${bytes.length} bytes is above the peer's limit of ${limit}`));
+				this.#finish(call, tooLarge(bytes.length, limit));
 				continue;
 			}
 			const shared = spec.unary && (bytes.length <= SHARED_MAX || (this.active && this.#peer.maxStreams === 0));
@@ -1230,17 +1230,7 @@ export class Session implements CarrierSink {
 	}
 
 	#request(call: Call): Bytes {
-		const { spec } = call;
-		return encodeMessage({
-			type: messageTypes.Request,
-			flags: spec.flags,
-			serviceId: spec.serviceId,
-			methodId: spec.methodId,
-			priority: spec.priority,
-			routing: spec.routing,
-			context: spec.context,
-			payload: spec.payload ?? new Uint8Array(),
-		});
+		return encodeMessage({ ...call.spec, type: messageTypes.Request });
 	}
 
 	#begin(call: Call, stream: Stream, shared: boolean, bytes: Bytes): void {
@@ -1279,10 +1269,7 @@ export class Session implements CarrierSink {
 		const { id, spec } = call;
 		const bytes = encodeMessage({ type: messageTypes.Stream, requestId: id, priority: spec.priority, payload });
 		if (bytes.length > this.#peer.maxMessage) {
-			this.cancel(
-				call,
-				remusError("MESSAGE_TOO_LARGE", `an element of ${bytes.length} bytes is above the peer's limit of ${this.#peer.maxMessage}`),
-			);
+			this.cancel(call, tooLarge(bytes.length, this.#peer.maxMessage));
 			return false;
 		}
 		this.#queue(stream, bytes, false);
@@ -1442,6 +1429,18 @@ function errorOfCode(number: number, message: string): RemusError {
 	return remusError(codeOfNumber(number), message, { number });
 }
 
+function tooLarge(size: number, limit: number): RemusError {
+	return remusError("MESSAGE_TOO_LARGE", `${size} bytes are above the peer's limit of ${limit}`);
+}
+
+function misplaced(type: number, stream: number): never {
+	unexpected(`message type ${type} on stream ${stream}`);
+}
+
+function notForClients(): never {
+	unexpected("a client's step");
+}
+
 function unexpected(what: string): never {
 	throw remusError("UNEXPECTED_MESSAGE", what);
 }
@@ -1468,11 +1467,13 @@ function framesOf(chunk: Bytes): Bytes[] {
 	return list;
 }
 
-/** Whether a frame means something on another carrier: acknowledgements count the bytes of the old one, heartbeats measure it. */
-function outlivesCarrier(frame: Bytes): boolean {
-	const type = frame[3];
-	const heartbeat = frame[0] === 0 && frame[1] === 0 && type === frameTypes.MESSAGE && frame[FRAME_HEADER + 4] === messageTypes.Heartbeat;
-	return type !== frameTypes.ACK && !heartbeat;
+/** Whether a frame means something beyond its carrier: acknowledgements count the bytes of one, heartbeats measure it. */
+function outlivesCarrier(stream: number, type: number | undefined, messageType: number | undefined): boolean {
+	return type !== frameTypes.ACK && !(stream === 0 && type === frameTypes.MESSAGE && messageType === messageTypes.Heartbeat);
+}
+
+function leavesAgain(frame: Bytes): boolean {
+	return outlivesCarrier((frame[0] as number) | (frame[1] as number), frame[3], frame[FRAME_HEADER + 4]);
 }
 
 function newStream(id: number, sendLimit: number): Stream {

@@ -378,9 +378,18 @@ export class PeerSession {
 		}
 		this.#pending = Uint8Array.from(all.subarray(at));
 		if (this.offered & wire.features.RESUMPTION && this.#peer.options.resumable && this.#count - this.#acked >= WINDOW) {
-			this.#acked = this.#count;
-			this.link.send(this.#keep(wire.encodeFrame(0, frameTypes.ACK, new Writer(10).u16(0).u64(BigInt(this.#count)).done())));
+			this.acknowledge();
 		}
+	}
+
+	/** It says nothing of what it has taken in. */
+	mute = false;
+
+	/** Says what it has taken in. */
+	acknowledge(): void {
+		if (this.mute) return;
+		this.#acked = this.#count;
+		this.link.send(this.#keep(wire.encodeFrame(0, frameTypes.ACK, new Writer(10).u16(0).u64(BigInt(this.#count)).done())));
 	}
 
 	/** An ACK counts in its lane like every frame. */
@@ -524,6 +533,7 @@ export class PeerSession {
 				this.#out(control(messageTypes.Schema, wire.encodeSchema({ step: "want", entries: [] })));
 				break;
 			case messageTypes.Heartbeat: {
+				if (this.mute && this.#count > 8_388_608) this.#peer.note("asked at the limit");
 				const beat = wire.encodeHeartbeat({ origin: message.timestamp, received: BigInt(Date.now()) * 1000n, load: 0 });
 				if (message.requestId !== 0) this.#out(control(messageTypes.Heartbeat, beat, 0));
 				break;

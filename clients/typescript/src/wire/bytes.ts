@@ -4,7 +4,7 @@
  * A reader never sets memory aside on the word of a length: what it returns lies in the bytes that it was given.
  */
 import { utf8Decoder, utf8Encoder } from "../codecs.js";
-import type { ErrorCode } from "../errors.js";
+import { type ErrorCode, errorCodes } from "../errors.js";
 
 /** Bytes over an `ArrayBuffer`, as all of them are here. */
 export type Bytes = Uint8Array<ArrayBuffer>;
@@ -28,15 +28,6 @@ export type DecodeErrorName =
 	| "zero-frame-type"
 	| "unknown-frame-type";
 
-const decodeErrorCodes: { readonly [name in DecodeErrorName]?: ErrorCode } = {
-	"frame-too-large": "FRAME_TOO_LARGE",
-	"message-too-large": "MESSAGE_TOO_LARGE",
-	"routing-too-large": "ROUTING_TOO_LARGE",
-	"context-too-large": "CONTEXT_TOO_LARGE",
-	"zero-frame-type": "UNKNOWN_FRAME",
-	"unknown-frame-type": "UNKNOWN_FRAME",
-};
-
 /** Bytes from a peer that can't be decoded, and where. Always the peer's fault. Spec: WIRE-9. */
 export class DecodeError extends Error {
 	/** What is wrong. */
@@ -59,7 +50,9 @@ export class DecodeError extends Error {
 
 	/** The error code for the peer. */
 	get code(): ErrorCode {
-		return decodeErrorCodes[this.kind] ?? "MALFORMED";
+		if (this.kind.endsWith("frame-type")) return "UNKNOWN_FRAME";
+		const name = this.kind.toUpperCase().replaceAll("-", "_");
+		return name in errorCodes ? (name as ErrorCode) : "MALFORMED";
 	}
 }
 

@@ -233,7 +233,9 @@ export function encodeRouting(message: Pick<Message, "serviceId" | "methodId" | 
 }
 
 /** Encodes a message. What is left out is 0, empty, or of ordinary priority. */
-export function encodeMessage(message: Partial<Message> & Pick<Message, "type">): Bytes {
+export function encodeMessage(
+	message: Partial<Omit<Message, "payload">> & { readonly type: number; readonly payload?: Uint8Array | undefined },
+): Bytes {
 	const routing = encodeRouting({ serviceId: 0, methodId: 0, routing: [], ...message });
 	const context = encodeOptions(message.context ?? [], "Context");
 	const payload = message.payload ?? new Uint8Array();

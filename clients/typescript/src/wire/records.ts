@@ -143,16 +143,13 @@ function readCounts(reader: Reader): Counts {
 	return list;
 }
 
-/** Decodes a Handshake's payload. */
-export function decodeHandshake(bytes: Uint8Array): Handshake {
+/** Decodes a Handshake's payload of those steps that an acceptor sends; for the others `other` is asked. */
+export function decodeAnswer(bytes: Uint8Array, other: (step: Handshake["step"], reader: Reader) => Handshake): Handshake {
 	return decodeRecord("Handshake", bytes, (reader): Handshake => {
-		const step = steps[reader.u8("step") - 1];
+		const step = steps[reader.u8("step") - 1] ?? reader.fail("reserved", "step", 0);
 		switch (step) {
-			case "offer":
 			case "accept":
 				return { step, version: readVersion(reader) };
-			case "authenticate":
-				return { step, ...reader.within("Authentication", readAuthentication) };
 			case "challenge":
 				return { step, challenge: reader.blob("challenge") };
 			case "authenticated":
@@ -165,30 +162,43 @@ export function decodeHandshake(bytes: Uint8Array): Handshake {
 				};
 			case "refused":
 				return { step, error: readError(reader) };
-			case "resume":
-				return { step, token: reader.fixed(32, "token"), counts: readCounts(reader) };
 			case "resumed":
 				return { step, counts: readCounts(reader) };
 			default:
-				return reader.fail("reserved", "step", 0);
+				return other(step, reader);
 		}
 	});
+}
+
+/** Decodes a Handshake's payload. */
+export function decodeHandshake(bytes: Uint8Array): Handshake {
+	return decodeAnswer(bytes, (step, reader): Handshake => {
+		if (step === "offer") return { step, version: readVersion(reader) };
+		if (step === "authenticate") return { step, ...reader.within("Authentication", readAuthentication) };
+		return { step: "resume", token: reader.fixed(32, "token"), counts: readCounts(reader) };
+	});
+}
+
+/** Encodes a Handshake's payload of those steps that a client sends. */
+export function encodeRequest(handshake: Extract<Handshake, { step: "offer" | "accept" | "authenticate" | "resume" }>): Bytes {
+	const out = new Writer().u8(steps.indexOf(handshake.step) + 1);
+	if (handshake.step === "authenticate") {
+		out.u32(handshake.method).blob(handshake.token).text(handshake.claims);
+	} else if (handshake.step === "resume") {
+		out.fixed(handshake.token);
+		writeCounts(out, handshake.counts);
+	} else {
+		const { major, minor, features, compression, extensions } = handshake.version;
+		out.u16(major).u16(minor).u32(features).u32(compression).u32(extensions.length);
+		for (const [id, value] of extensions) out.u16(id).blob(value);
+	}
+	return out.done();
 }
 
 /** Encodes a Handshake's payload. */
 export function encodeHandshake(handshake: Handshake): Bytes {
 	const out = new Writer().u8(steps.indexOf(handshake.step) + 1);
 	switch (handshake.step) {
-		case "offer":
-		case "accept": {
-			const { major, minor, features, compression, extensions } = handshake.version;
-			out.u16(major).u16(minor).u32(features).u32(compression).u32(extensions.length);
-			for (const [id, value] of extensions) out.u16(id).blob(value);
-			break;
-		}
-		case "authenticate":
-			out.u32(handshake.method).blob(handshake.token).text(handshake.claims);
-			break;
 		case "challenge":
 			out.blob(handshake.challenge);
 			break;
@@ -198,12 +208,11 @@ export function encodeHandshake(handshake: Handshake): Bytes {
 		case "refused":
 			out.fixed(encodeError(handshake.error));
 			break;
-		case "resume":
-			out.fixed(handshake.token);
-			writeCounts(out, handshake.counts);
-			break;
 		case "resumed":
 			writeCounts(out, handshake.counts);
+			break;
+		default:
+			return encodeRequest(handshake);
 	}
 	return out.done();
 }
@@ -266,26 +275,27 @@ export function encodeShutdown(shutdown: Shutdown): Bytes {
 }
 
 const capabilityFields = [
-	["node", "node"],
-	["nodeType", "node_type"],
-	["capabilities", "capabilities"],
-	["maxFrame", "max_frame"],
-	["maxMessage", "max_message"],
-	["maxStreams", "max_streams"],
-	["maxCalls", "max_calls"],
-	["streamWindow", "stream_window"],
-	["sessionWindow", "session_window"],
+	"node",
+	"nodeType",
+	"capabilities",
+	"maxFrame",
+	"maxMessage",
+	"maxStreams",
+	"maxCalls",
+	"streamWindow",
+	"sessionWindow",
 ] as const;
 const resourceFields = ["cpu", "memory", "network", "storage"] as const;
 
 /** A Capability; all numbers are `u32`. Spec: WIRE-57, WIRE-58. */
-export type Capability = { readonly [K in (typeof capabilityFields)[number][0] | (typeof resourceFields)[number]]: number };
+export type Capability = { readonly [K in (typeof capabilityFields)[number] | (typeof resourceFields)[number]]: number };
 
 /** Decodes a Capability's payload. */
 export function decodeCapability(bytes: Uint8Array): Capability {
 	return decodeRecord("Capability", bytes, (reader) => {
 		const value: Record<string, number> = {};
-		for (const [key, field] of capabilityFields) {
+		for (const key of capabilityFields) {
+			const field = key.replace(/[A-Z]/, (letter) => `_${letter.toLowerCase()}`);
 			const start = reader.at;
 			const number = reader.u32(field);
 			if (key === "maxFrame" && number < 256) reader.fail("reserved", field, start);
@@ -299,10 +309,9 @@ export function decodeCapability(bytes: Uint8Array): Capability {
 	});
 }
 
-/** Encodes a Capability's payload. */
-export function encodeCapability(capability: Capability): Bytes {
+/** Encodes a Capability's payload; what is left out is 0. */
+export function encodeCapability(capability: Partial<Capability>): Bytes {
 	const out = new Writer(52);
-	for (const [key] of capabilityFields) out.u32(capability[key]);
-	for (const key of resourceFields) out.u32(capability[key]);
+	for (const key of [...capabilityFields, ...resourceFields]) out.u32(capability[key] ?? 0);
 	return out.done();
 }

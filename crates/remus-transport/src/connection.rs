@@ -18,7 +18,7 @@ use remus_session::{
     Received, SendError, Session, Shape, Side, Statistics,
 };
 use remus_wire::{
-    AuthenticationRecord, ErrorCode, ErrorRecord, Message, Shutdown, Text, Timestamp,
+    AuthenticationRecord, ErrorCode, ErrorRecord, Message, ResumeToken, Shutdown, Text, Timestamp,
 };
 use slab::Slab;
 use tokio::sync::{Notify, watch};
@@ -26,8 +26,10 @@ use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::driver::Handler;
-use crate::link::Carrier;
+use crate::driver::{Dial, Handler};
+use crate::link::{Carrier, Link};
+use crate::sessions::Sessions;
+use crate::webtransport::ConnectError;
 
 /// Where a connection stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,14 @@ pub enum ConnectionStatus {
     Opening,
     /// Calls flow both ways.
     Active,
+    /// The carrier is gone, and another one is looked for or waited for. Calls and streams go on existing, and new calls may be made:
+    /// they leave when the session is resumed.
+    Suspended {
+        /// Why, as a code.
+        code: ErrorCode,
+        /// Why, for people.
+        reason: String,
+    },
     /// One side has announced its end: what is open finishes, new calls are refused as retryable.
     Draining(Box<Shutdown>),
     /// Over.
@@ -61,11 +71,30 @@ pub(crate) struct Inner {
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) status: watch::Sender<ConnectionStatus>,
     pub(crate) tasks: TaskTracker,
-    pub(crate) remote: SocketAddr,
-    pub(crate) carrier: Carrier,
+    /// Acceptor: where its sessions are found again when they have lost their carrier.
+    pub(crate) sessions: Option<Arc<Sessions>>,
+    /// Client: makes further links.
+    pub(crate) dialler: Option<Arc<dyn Dial>>,
     probes: Notify,
     /// Whether calls can be made, or could once the session has opened: what `status` says, without its lock.
     pub(crate) takes_calls: AtomicBool,
+}
+
+/// Why a session did not move to another carrier.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SwitchError {
+    /// The carrier cannot be had.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Only the client that made the connection can choose what carries it.
+    #[error("this side does not choose the carrier: the client does")]
+    NotOurs,
+    /// The peer does not let sessions go on over another carrier, or the session has ended.
+    #[error(
+        "the session cannot go on over another carrier: it has ended, or the peer does not allow it"
+    )]
+    NotResumable,
 }
 
 /// Ends the session when the last handle of the application is gone.
@@ -97,6 +126,21 @@ pub(crate) struct Core {
     /// Callers that wait for room or for the session to open.
     blocked: VecDeque<Waker>,
     pub(crate) closed: Option<CloseReason>,
+    /// What carries the session; `None` while it is suspended.
+    pub(crate) link: Option<Link>,
+    /// The session's number for this link, or for its absence. Tasks of a link with another number have nothing more to do.
+    pub(crate) number: u32,
+    /// Of the latest link.
+    remote: SocketAddr,
+    carrier: Carrier,
+    /// Client: a link to go on with, although there may be one that works.
+    pub(crate) next: Option<Link>,
+    /// Client: the carrier was chosen on demand, and is not left for a better one.
+    pub(crate) pinned: bool,
+    /// Acceptor: by what it is found in the table of sessions.
+    pub(crate) known_by: Vec<ResumeToken>,
+    /// Acceptor: whether it counts as one that waits for a carrier.
+    pub(crate) is_parked: bool,
 }
 
 /// What is known of a lane's writing task.
@@ -137,12 +181,20 @@ impl Inner {
         session: Session,
         clock: Clock,
         handler: Arc<dyn Handler>,
-        remote: SocketAddr,
-        carrier: Carrier,
+        link: Link,
+        sessions: Option<Arc<Sessions>>,
     ) -> Self {
         Self {
             core: Mutex::new(Core {
+                number: session.attachment(),
                 session,
+                remote: link.remote_address(),
+                carrier: link.carrier(),
+                link: Some(link),
+                next: None,
+                pinned: false,
+                known_by: Vec::new(),
+                is_parked: false,
                 entries: Slab::new(),
                 by_call: Vec::new(),
                 handlers: HashMap::new(),
@@ -156,8 +208,8 @@ impl Inner {
             handler,
             status: watch::Sender::new(ConnectionStatus::Opening),
             tasks: TaskTracker::new(),
-            remote,
-            carrier,
+            sessions,
+            dialler: None,
             probes: Notify::new(),
             takes_calls: AtomicBool::new(true),
         }
@@ -255,16 +307,41 @@ impl Core {
         open
     }
 
-    /// Lanes that have something to send and that nobody has opened; the caller opens them.
+    /// Lanes that have something to send and that nobody has opened; the caller opens them. Those before them are among them: the
+    /// acceptor numbers lanes as they come.
     pub(crate) fn lanes_to_open(&mut self) -> Vec<LaneId> {
         let mut lanes = Vec::new();
-        for (lane, writer) in (0_u16..).zip(&mut self.writers) {
-            if matches!(writer, Writer::Wanted) {
+        let wanted = self
+            .writers
+            .iter()
+            .rposition(|writer| matches!(writer, Writer::Wanted));
+        let upto = wanted.map_or(0, |last| last.saturating_add(1));
+        for (lane, writer) in (0_u16..).zip(self.writers.iter_mut().take(upto)) {
+            if matches!(writer, Writer::Wanted | Writer::Absent) {
                 *writer = Writer::Busy;
                 lanes.push(LaneId(lane));
             }
         }
         lanes
+    }
+
+    /// The session has another link now, or none. Returns the one before; its tasks find out by themselves.
+    pub(crate) fn relink(&mut self, link: Option<Link>) -> Option<Link> {
+        self.number = self.session.attachment();
+        for writer in &mut self.writers {
+            if let Writer::Waiting(waker) = std::mem::take(writer) {
+                waker.wake();
+            }
+        }
+        self.wake_input();
+        if link.is_none() {
+            self.pinned = false;
+        }
+        if let Some(link) = &link {
+            self.remote = link.remote_address();
+            self.carrier = link.carrier();
+        }
+        std::mem::replace(&mut self.link, link)
     }
 
     fn bind(&mut self, key: CallKey, entry: Entry) -> usize {
@@ -396,13 +473,62 @@ impl Connection {
     /// The peer's address.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
-        self.inner.remote
+        self.inner.lock().remote
     }
 
-    /// What carries it.
+    /// What carries it; while it is suspended, what carried it last.
     #[must_use]
     pub fn carrier(&self) -> Carrier {
-        self.inner.carrier
+        self.inner.lock().carrier
+    }
+
+    /// Client: goes on over `carrier`, whatever carries the session now, and stays there until that breaks. Nothing is lost by it.
+    ///
+    /// Returns when the session goes on there; if that carrier cannot be had, the session stays where it is.
+    ///
+    /// # Errors
+    ///
+    /// [`SwitchError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it completes, the session may or may not have moved.
+    pub async fn switch_carrier(&self, carrier: Carrier) -> Result<(), SwitchError> {
+        let dialler = self.inner.dialler.clone().ok_or(SwitchError::NotOurs)?;
+        let link = dialler.open(carrier).await?;
+        let mut status = self.inner.status.subscribe();
+        status.mark_unchanged();
+        {
+            let mut core = self.inner.lock();
+            if !core.session.is_resumable() {
+                drop(link.take_runner());
+                link.abandon("the session cannot be resumed");
+                return Err(SwitchError::NotResumable);
+            }
+            core.next = Some(link);
+            core.pinned = true;
+        }
+        self.inner.supervisor.notify_one();
+        loop {
+            if status.changed().await.is_err() {
+                return Err(SwitchError::NotResumable);
+            }
+            match &*status.borrow_and_update() {
+                ConnectionStatus::Active => return Ok(()),
+                ConnectionStatus::Closed(_) => return Err(SwitchError::NotResumable),
+                _ => {}
+            }
+        }
+    }
+
+    /// Lets the carrier go, as if the network had broken: the session is suspended, and a client's looks for another one.
+    ///
+    /// Nothing is lost by it where both sides can resume; where not, the session ends. Without a carrier it does nothing.
+    pub fn drop_carrier(&self) {
+        let link = self.inner.lock().link.clone();
+        if let Some(link) = link {
+            link.abandon("the carrier was dropped on demand");
+        }
     }
 
     /// Where the connection stands now.
@@ -430,7 +556,9 @@ impl Connection {
         let mut status = self.inner.status.subscribe();
         loop {
             match &*status.borrow_and_update() {
-                ConnectionStatus::Active | ConnectionStatus::Draining(_) => return Ok(()),
+                ConnectionStatus::Active
+                | ConnectionStatus::Suspended { .. }
+                | ConnectionStatus::Draining(_) => return Ok(()),
                 ConnectionStatus::Closed(reason) => return Err(reason.clone()),
                 ConnectionStatus::Opening => {}
             }
@@ -765,7 +893,7 @@ impl Connection {
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection")
-            .field("remote", &self.inner.remote)
+            .field("remote", &self.remote_address())
             .field("status", &*self.inner.status.borrow())
             .finish()
     }

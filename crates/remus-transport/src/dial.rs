@@ -3,9 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use remus_session::SessionConfig;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -13,8 +11,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite;
 
-use crate::connection::Connection;
-use crate::driver::{self, Handler};
 use crate::link::{Carrier, Link};
 use crate::webtransport::{self, ConnectError, Target, race};
 use crate::{web, websocket};
@@ -28,35 +24,6 @@ pub struct Dialer {
     pub http2: Arc<ClientConfig>,
     /// TLS on TCP that speaks `http/1.1`.
     pub http1: Arc<ClientConfig>,
-}
-
-/// Dials `target` over `carrier`, and starts a client's session on the link.
-///
-/// Returns as soon as the session's first flight can leave, which may be before the peer has answered.
-/// [`Connection::active`] waits for its answer.
-///
-/// # Errors
-///
-/// [`ConnectError`].
-///
-/// # Cancel safety
-///
-/// Cancel safe: dropped before it completes, it leaves no connection behind.
-pub async fn connect(
-    dialer: &Dialer,
-    carrier: Carrier,
-    target: &Target,
-    config: SessionConfig,
-    handler: Arc<dyn Handler>,
-    patience: Duration,
-) -> Result<Connection, ConnectError> {
-    let link = tokio::time::timeout(patience, open(dialer, carrier, target))
-        .await
-        .map_err(|_| ConnectError::Timeout {
-            authority: target.authority(),
-            after: patience,
-        })??;
-    Ok(driver::client(link, config, handler)?)
 }
 
 /// Opens a link.

@@ -13,19 +13,22 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use remus_session::{
-    Answer, CallKey, CloseReason, ConfigError, Event, Grant, LANES_MAX, LaneId, Session,
-    SessionConfig,
+    Answer, CallKey, CloseReason, ConfigError, Event, Grant, LANES_MAX, LaneId, Peeked,
+    ResumeRequest, Session, SessionConfig, peek_resume, refuse_resume,
 };
 use remus_wire::{
-    AuthenticationRecord, ErrorCode, ErrorRecord, Query, QueryAnswer, RequestId, Text,
+    AuthenticationRecord, ErrorCode, ErrorRecord, Features, Query, QueryAnswer, RequestId, Text,
 };
 use tracing::{Instrument, debug};
 
 use crate::clock::Clock;
 use crate::connection::{Connection, ConnectionStatus, Core, Inner, PeerRequest, Writer};
-use crate::link::{LaneReader, LaneWriter, Link, LinkEnd};
+use crate::link::framed::Runner;
+use crate::link::{Carrier, LaneReader, LaneWriter, Link, LinkEnd};
+use crate::sessions::{SUSPENDED_MAX, new_token};
+use crate::webtransport::{Acceptor, ConnectError};
 
 /// How long what is already queued may take to leave after the session has ended.
 ///
@@ -62,91 +65,246 @@ pub trait Handler: Send + Sync + 'static {
     fn request(&self, connection: &Connection, request: PeerRequest) -> Dispatch;
 }
 
+/// Makes further links to the acceptor of a session.
+pub(crate) trait Dial: Send + Sync + 'static {
+    /// Another link, by whatever carrier can be had. Tries for as long as it is polled.
+    fn dial(self: Arc<Self>) -> Pin<Box<dyn Future<Output = Link> + Send>>;
+
+    /// A link by this carrier, in one attempt.
+    fn open(
+        self: Arc<Self>,
+        carrier: Carrier,
+    ) -> Pin<Box<dyn Future<Output = Result<Link, ConnectError>> + Send>>;
+
+    /// A link by a carrier that is preferred to this one. Tries now and then for as long as it is polled; `None` where this is the
+    /// preferred one.
+    fn climb(self: Arc<Self>, from: Carrier) -> Option<Pin<Box<dyn Future<Output = Link> + Send>>>;
+}
+
 /// Joins a client's session to `link` and starts its tasks. Small calls may be made at once.
+///
+/// With a dialler the session outlives its link, where the acceptor agrees.
 pub(crate) fn client(
     link: Link,
-    config: SessionConfig,
+    mut config: SessionConfig,
     handler: Arc<dyn Handler>,
+    dialler: Option<Arc<dyn Dial>>,
 ) -> Result<Connection, ConfigError> {
+    if dialler.is_some() {
+        config.features |= Features::RESUMPTION;
+    }
     let clock = Clock::new();
-    let session = Session::client(fitted(config, &link), clock.now());
-    joined(link, session, clock, handler, true)
-}
-
-/// Joins an acceptor's session to `link` and starts its tasks.
-pub(crate) fn acceptor(
-    link: Link,
-    config: SessionConfig,
-    handler: Arc<dyn Handler>,
-) -> Result<Connection, ConfigError> {
-    let clock = Clock::new();
-    let session = Session::acceptor(fitted(config, &link), clock.now());
-    joined(link, session, clock, handler, false)
-}
-
-/// The lanes that are in use are no more than the carrier has.
-fn fitted(mut config: SessionConfig, link: &Link) -> SessionConfig {
-    config.extra_lanes = config.extra_lanes.min(link.lanes().saturating_sub(1));
-    config
-}
-
-fn joined(
-    link: Link,
-    session: Result<Session, ConfigError>,
-    clock: Clock,
-    handler: Arc<dyn Handler>,
-    client: bool,
-) -> Result<Connection, ConfigError> {
-    match session {
-        Ok(session) => Ok(start(link, session, clock, handler, client)),
+    let mut session = match Session::client(config, clock.now()) {
+        Ok(session) => session,
         Err(error) => {
             drop(link.take_runner()); // it holds the link
-            Err(error)
+            return Err(error);
+        }
+    };
+    session.set_carrier(link.info());
+    let runner = link.take_runner();
+    let mut inner = Inner::new(session, clock, handler, link, None);
+    inner.dialler = dialler;
+    let inner = Arc::new(inner);
+    inner.run_link(runner);
+    let connection = Connection::new(Arc::clone(&inner), true);
+    supervise(&inner, true);
+    Ok(connection)
+}
+
+/// Takes what comes on a new link of an acceptor: a session of its own, or one that goes on.
+pub(crate) async fn accept(link: Link, acceptor: Arc<dyn Acceptor>) {
+    if let Some(runner) = link.take_runner() {
+        tokio::spawn(runner.in_current_span()); // ends with the link
+    }
+    let mut config = acceptor.session_config();
+    let patience = config.handshake_timeout;
+    let Ok(front) = tokio::time::timeout(patience, read_front(&link)).await else {
+        let after = patience.as_millis();
+        let reason = format!("nothing was said within {after} ms");
+        link.close(ErrorCode::HANDSHAKE_TIMEOUT, &reason).await;
+        return;
+    };
+    let Some(front) = front else {
+        debug!("the link ended before anything was said on it");
+        return;
+    };
+    if let Peeked::Resume(request) = &front.peeked {
+        if let Err((front, reason)) = resume(&link, &*acceptor, request.clone(), front) {
+            refuse(&link, front, &reason).await;
+        }
+        return;
+    }
+    let sessions = Arc::clone(acceptor.sessions());
+    config.features |= Features::RESUMPTION;
+    let clock = Clock::new();
+    let mut session = match Session::acceptor(config, clock.now()) {
+        Ok(session) => session,
+        Err(error) => return tracing::error!(%error, "the session's settings are wrong"),
+    };
+    session.set_carrier(link.info());
+    let inner = Inner::new(session, clock, acceptor.handler(), link, Some(sessions));
+    let inner = Arc::new(inner);
+    // What the session does first finds its owner prepared.
+    acceptor.opened(Connection::new(Arc::clone(&inner), false));
+    inner.begin(front);
+    supervise(&inner, false);
+}
+
+/// What a new link brought first, on its lane 0.
+struct Front {
+    reader: LaneReader,
+    writer: LaneWriter,
+    chunks: VecDeque<Bytes>,
+    peeked: Peeked,
+}
+
+/// Waits for enough of lane 0 to tell what the link is for; `None` where it ended before.
+async fn read_front(link: &Link) -> Option<Front> {
+    let (mut reader, writer) = link.accept_lane().await?;
+    let mut chunks = VecDeque::new();
+    loop {
+        let end = poll_fn(|cx| reader.poll_chunks(cx, &mut chunks)).await;
+        let peeked = match chunks.front() {
+            Some(first) if chunks.len() == 1 => peek_resume(first),
+            // Rare: the request came in two packets. It is short, or none.
+            _ => peek_resume(
+                &chunks
+                    .iter()
+                    .flatten()
+                    .copied()
+                    .take(PEEKED_MAX)
+                    .collect::<Vec<_>>(),
+            ),
+        };
+        if peeked != Peeked::NeedMore || end.is_some() {
+            return Some(Front {
+                reader,
+                writer,
+                chunks,
+                peeked,
+            });
         }
     }
 }
 
-fn start(
-    link: Link,
-    mut session: Session,
-    clock: Clock,
-    handler: Arc<dyn Handler>,
-    client: bool,
-) -> Connection {
-    session.set_datagrams(link.max_datagram_len() >= DATAGRAM_MIN);
-    let inner = Arc::new(Inner::new(
-        session,
-        clock,
-        handler,
-        link.remote_address(),
-        link.carrier(),
-    ));
-    let connection = Connection::new(Arc::clone(&inner), client);
-    let span =
-        tracing::debug_span!("session", remote = %inner.remote, carrier = %inner.carrier, client);
-    let supervisor = Supervisor {
-        link,
-        inner: Arc::clone(&inner),
-        client,
-        accepted: 0,
+/// Bytes that are looked at to tell a request to resume: [`peek_resume`] never asks for more.
+const PEEKED_MAX: usize = 2048;
+
+/// Gives the link to the session that the client means. What was read of it, and why not, where it cannot be.
+fn resume(
+    link: &Link,
+    acceptor: &dyn Acceptor,
+    request: ResumeRequest,
+    mut front: Front,
+) -> Result<(), (Front, String)> {
+    let Some(inner) = acceptor.sessions().find(request.token) else {
+        let why = "no session waits under this token: it has ended, or the token was used";
+        return Err((front, why.to_owned()));
     };
-    if let Some(runner) = supervisor.link.take_runner() {
-        inner.tasks.spawn(runner.instrument(span.clone()));
+    let mut rest = request.len;
+    while let Some(chunk) = front.chunks.front_mut()
+        && rest > 0
+    {
+        let taken = rest.min(chunk.len());
+        chunk.advance(taken);
+        rest = rest.saturating_sub(taken);
+        if chunk.is_empty() {
+            front.chunks.pop_front();
+        }
     }
-    inner.tasks.spawn(supervisor.run().instrument(span));
-    inner.tasks.close();
-    connection
+    let old = {
+        let now = inner.clock.now();
+        let mut core = inner.lock();
+        match core.session.resume(now, &request, new_token(), link.info()) {
+            Ok(_) => {
+                let old = core.relink(Some(link.clone()));
+                acceptor.sessions().update(&inner, &mut core);
+                old
+            }
+            Err(error) => return Err((front, error.to_string())),
+        }
+    };
+    debug!(carrier = %link.carrier(), "session resumed");
+    if let Some(old) = old {
+        old.abandon("the session goes on over another carrier");
+    }
+    inner.begin(front);
+    inner.supervisor.notify_one();
+    Ok(())
 }
 
-/// A datagram must hold a heartbeat: frame header, message header and payload.
-const DATAGRAM_MIN: usize = 8 + 35 + 20;
+/// Tells a client that its session cannot go on.
+async fn refuse(link: &Link, mut front: Front, reason: &str) {
+    debug!(reason, "session not resumed");
+    let answer = refuse_resume(Clock::new().now(), reason);
+    let telling = async {
+        if front
+            .writer
+            .write(&mut VecDeque::from([answer]))
+            .await
+            .is_ok()
+        {
+            front.writer.finish().await;
+        }
+    };
+    let _ = tokio::time::timeout(LINGER_MAX, telling).await;
+    link.close(ErrorCode::LOSS_OF_SESSION, reason).await;
+}
+
+/// Starts the task that supervises a session until its end, on whatever carriers.
+fn supervise(inner: &Arc<Inner>, client: bool) {
+    let (link, number) = {
+        let core = inner.lock();
+        (core.link.clone(), core.number)
+    };
+    let span = tracing::debug_span!("session", client);
+    let supervisor = Supervisor {
+        link,
+        number,
+        inner: Arc::clone(inner),
+        client,
+        accepted: 1,
+    };
+    inner.tasks.spawn(supervisor.run().instrument(span));
+    inner.tasks.close();
+}
+
+/// How long a client waits before it looks for another carrier again: at first, and at most. It doubles, and up to half of it is
+/// added at random, so that the clients of a node that went away do not all come back at once.
+const REDIAL_FIRST: Duration = Duration::from_millis(50);
+const REDIAL_LONGEST: Duration = Duration::from_secs(5);
 
 struct Supervisor {
-    link: Link,
+    link: Option<Link>,
+    /// The session's number for the link.
+    number: u32,
     inner: Arc<Inner>,
     client: bool,
-    /// Lanes that the peer has opened.
+    /// Lanes that the peer has opened on this link.
     accepted: u16,
+}
+
+/// Another link on its way.
+type Dialling = Option<Pin<Box<dyn Future<Output = Link> + Send>>>;
+
+/// What a client looks for beside the link that it has.
+#[derive(Default)]
+struct Search {
+    goal: Goal,
+    way: Dialling,
+    /// Links in a row on which the session did not go on.
+    redials: u32,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Goal {
+    #[default]
+    Nothing,
+    /// Any link: there is none.
+    Any,
+    /// A link by a carrier that is preferred to this one.
+    Above(Carrier),
 }
 
 impl Drop for Supervisor {
@@ -156,10 +314,15 @@ impl Drop for Supervisor {
         if core.closed.is_some() {
             return;
         }
+        if let Some(sessions) = &self.inner.sessions {
+            sessions.forget(&mut core);
+        }
         core.session.carrier_lost(
             ErrorCode::UNAVAILABLE,
             "the runtime that drove the connection has stopped",
         );
+        // Whoever still has a handle of the connection must not keep its socket.
+        drop((self.link.take(), core.relink(None), core.next.take()));
         let now = self.inner.clock.now();
         while let Some(event) = core.session.poll_event(now) {
             match event {
@@ -181,7 +344,9 @@ impl Supervisor {
             self.inner.with(|_, _| ());
         }
         let mut timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let mut search = Search::default();
         loop {
+            self.follow(&mut search);
             self.open_lanes().await;
             self.inner.pump();
             self.send_datagrams();
@@ -195,17 +360,21 @@ impl Supervisor {
             if let Some(at) = at {
                 timer.as_mut().reset(self.inner.clock.instant(at));
             }
+            let accepts = !self.client && self.accepted < LANES_MAX;
+            let link = self.link.as_ref();
             tokio::select! {
                 () = self.inner.supervisor.notified() => {}
                 () = &mut timer, if at.is_some() => {
                     self.inner.with(|core, now| core.session.handle_timeout(now));
                 }
-                datagram = self.link.read_datagram() => if let Some(datagram) = datagram {
-                    self.inner.with(|core, now| core.session.handle_datagram(now, datagram));
+                datagram = of(link, Link::read_datagram) => if let Some(datagram) = datagram {
+                    self.inner.with(|core, now| if core.number == self.number {
+                        core.session.handle_datagram(now, datagram);
+                    });
                 } else {
                     self.link_ended().await;
                 },
-                lane = self.link.accept_lane(), if !self.client && self.accepted < LANES_MAX => match lane {
+                lane = of(link, Link::accept_lane), if accepts => match lane {
                     Some((reader, writer)) => {
                         let lane = LaneId(self.accepted);
                         self.accepted = self.accepted.saturating_add(1);
@@ -213,34 +382,120 @@ impl Supervisor {
                     }
                     None => self.link_ended().await,
                 },
-                _ = self.link.closed() => self.link_ended().await,
+                _ = of(link, Link::closed) => self.link_ended().await,
+                link = dialled(&mut search.way) => {
+                    search.way = None;
+                    self.attach(link);
+                }
             }
         }
         self.close_link().await;
     }
 
+    /// Notices that the session has another link, or none, and sees to it that a client without one gets one, and one with a lesser
+    /// carrier a better one.
+    fn follow(&mut self, search: &mut Search) {
+        let (next, suspended, pinned) = {
+            let mut core = self.inner.lock();
+            if core.number != self.number {
+                self.number = core.number;
+                self.link = core.link.clone();
+                self.accepted = 1;
+            }
+            let suspended = core.session.is_suspended();
+            (core.next.take(), suspended, core.pinned)
+        };
+        if let Some(next) = next {
+            self.attach(next);
+        }
+        let Some(dialler) = &self.inner.dialler else {
+            return;
+        };
+        let goal = match (&self.link, suspended) {
+            (None, _) => Goal::Any,
+            // It asks to go on, or has been told where to stay.
+            (Some(_), true) => Goal::Nothing,
+            (Some(_), false) if pinned => Goal::Nothing,
+            (Some(link), false) => Goal::Above(link.carrier()),
+        };
+        if !suspended {
+            search.redials = 0;
+        }
+        if search.goal == goal {
+            return;
+        }
+        search.goal = goal;
+        let dialler = Arc::clone(dialler);
+        search.way = match goal {
+            Goal::Nothing => None,
+            Goal::Above(carrier) => dialler.climb(carrier),
+            Goal::Any => {
+                let wait = search.redials.checked_sub(1).map(pause);
+                search.redials = search.redials.saturating_add(1);
+                Some(Box::pin(async move {
+                    if let Some(wait) = wait {
+                        tokio::time::sleep(wait).await;
+                    }
+                    dialler.dial().await
+                }))
+            }
+        };
+    }
+
+    /// Client: asks on `link` to go on with the session.
+    fn attach(&mut self, link: Link) {
+        let old = {
+            let now = self.inner.clock.now();
+            let mut core = self.inner.lock();
+            match core.session.attach(now, link.info()) {
+                Ok(_) => {
+                    debug!(carrier = %link.carrier(), "asking to go on");
+                    let old = core.relink(Some(link.clone()));
+                    self.inner.run_link(link.take_runner());
+                    // Lane 0 has the request, and is opened by the next step.
+                    core.wants_supervisor();
+                    (self.link, self.number) = (Some(link), core.number);
+                    old
+                }
+                Err(error) => {
+                    debug!(%error, "the session cannot go on over another carrier");
+                    drop(link.take_runner()); // it holds the link
+                    Some(link)
+                }
+            }
+        };
+        if let Some(old) = old {
+            old.abandon("the session goes on over another carrier");
+        }
+    }
+
     /// Opens the lanes that a client's session wants to write on.
     async fn open_lanes(&self) {
-        let wanted = self.inner.lock().lanes_to_open();
+        let Some(link) = &self.link else { return };
+        let wanted = {
+            let mut core = self.inner.lock();
+            if core.number != self.number {
+                return;
+            }
+            core.lanes_to_open()
+        };
         for lane in wanted {
-            match self.link.open_lane().await {
+            match link.open_lane().await {
                 Some((reader, writer)) => self.add_lane(lane, reader, writer),
-                None => self.link_ended().await,
+                None => return self.link_ended().await,
             }
         }
     }
 
     fn add_lane(&self, lane: LaneId, reader: LaneReader, writer: LaneWriter) {
-        if let Some(state) = self.inner.lock().writers.get_mut(usize::from(lane.0)) {
-            *state = Writer::Busy;
+        if let Some(link) = &self.link {
+            let place = Place {
+                link: link.clone(),
+                number: self.number,
+                lane,
+            };
+            self.inner.add_lane(place, reader, writer, VecDeque::new());
         }
-        if lane == LaneId::ZERO {
-            writer.hurry();
-        }
-        let writing = write_lane(Arc::clone(&self.inner), self.link.clone(), lane, writer);
-        let reading = read_lane(Arc::clone(&self.inner), self.link.clone(), lane, reader);
-        self.inner.tasks.spawn(writing.in_current_span());
-        self.inner.tasks.spawn(reading.in_current_span());
     }
 
     fn send_datagrams(&self) {
@@ -248,7 +503,11 @@ impl Supervisor {
             let Some(datagram) = self.inner.lock().session.poll_datagram() else {
                 return;
             };
-            if !self.link.send_datagram(&datagram) {
+            if !self
+                .link
+                .as_ref()
+                .is_some_and(|link| link.send_datagram(&datagram))
+            {
                 return; // it may be lost, and was
             }
         }
@@ -256,44 +515,55 @@ impl Supervisor {
 
     /// The link ended before the session did.
     async fn link_ended(&self) {
-        let (code, reason) = match self.link.closed().await {
-            LinkEnd::Peer { code, reason } => (code, reason),
-            LinkEnd::Broken { code, reason } => {
-                self.inner.with(|core, _| core.session.abort(code, &reason));
-                self.inner.pump();
-                return;
-            }
-            LinkEnd::Local => (
-                ErrorCode::UNAVAILABLE,
-                "this side closed the link".to_owned(),
-            ),
-            LinkEnd::Refused { status } => {
-                let reason = format!("session refused with status {status}");
-                let code = code_of_status(status);
-                self.inner
-                    .with(|core, _| core.session.carrier_refused(code, &reason));
-                self.inner.pump();
-                return;
-            }
-            LinkEnd::Lost { reason } => (ErrorCode::UNAVAILABLE, reason),
-        };
-        self.inner
-            .with(|core, _| core.session.carrier_lost(code, &reason));
-        self.inner.pump();
+        let Some(link) = &self.link else { return };
+        let end = link.closed().await;
+        self.inner.link_ended(self.number, end);
     }
 
     /// Lets what is queued leave, then closes the link with the session's code and reason.
     async fn close_link(&self) {
-        let Some(reason) = self.inner.lock().closed.clone() else {
-            return;
+        let (reason, link) = {
+            let core = self.inner.lock();
+            (core.closed.clone(), core.link.clone())
         };
+        let Some(reason) = reason else { return };
         debug!(code = %reason.code, reason = %reason.reason, by_peer = reason.by_peer, "session closed");
+        let Some(link) = link else { return };
         let flushed = poll_fn(|cx| self.inner.lock().poll_writers_done(cx));
-        if !self.link.has_ended() {
+        if !link.has_ended() {
             let _ = tokio::time::timeout(LINGER_MAX, flushed).await;
         }
-        self.link.close(reason.code, &reason.reason).await;
+        link.close(reason.code, &reason.reason).await;
     }
+}
+
+/// A future of the link; without one it waits for ever.
+async fn of<'l, T, F: Future<Output = T>>(
+    link: Option<&'l Link>,
+    what: impl FnOnce(&'l Link) -> F,
+) -> T {
+    match link {
+        Some(link) => what(link).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn dialled(dialling: &mut Dialling) -> Link {
+    match dialling {
+        Some(dialling) => dialling.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The wait before an attempt that follows `attempt` failed ones.
+pub(crate) fn pause(attempt: u32) -> Duration {
+    let base = REDIAL_FIRST
+        .saturating_mul(1 << attempt.min(7))
+        .min(REDIAL_LONGEST);
+    // A hash with a secret of its own is random enough to keep clients apart.
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), attempt);
+    let half = u64::try_from(base.as_millis() / 2).unwrap_or(0);
+    base.saturating_add(Duration::from_millis(random % half.max(1)))
 }
 
 /// What a refused link means for calls: a refusal that would be repeated must not look like one that passes. Spec: transport §1.5.
@@ -307,25 +577,40 @@ pub fn code_of_status(status: http::StatusCode) -> ErrorCode {
     }
 }
 
-/// Reads one lane until it ends.
-async fn read_lane(inner: Arc<Inner>, link: Link, lane: LaneId, mut reader: LaneReader) {
-    let mut chunks = VecDeque::new();
+/// Where a lane's tasks belong: once the session has another link, they have nothing more to do.
+#[derive(Clone)]
+struct Place {
+    link: Link,
+    number: u32,
+    lane: LaneId,
+}
+
+/// Reads one lane until it ends. `chunks` have been read already.
+async fn read_lane(
+    inner: Arc<Inner>,
+    place: Place,
+    mut reader: LaneReader,
+    mut chunks: VecDeque<Bytes>,
+) {
     let mut end = None;
     loop {
-        if end.is_none() {
+        if end.is_none() && chunks.is_empty() {
             end = poll_fn(|cx| reader.poll_chunks(cx, &mut chunks)).await;
         }
         while !chunks.is_empty() {
             let waiting = {
                 let now = inner.clock.now();
-                let round_trip = link.round_trip();
+                let round_trip = place.link.round_trip();
                 let mut core = inner.lock();
+                if core.session.attachment() != place.number {
+                    return;
+                }
                 if let Some(round_trip) = round_trip {
                     core.session.set_round_trip(round_trip);
                 }
                 while let Some(input) = chunks.front_mut() {
                     // An error has already become the session's end.
-                    let _ = core.session.handle_input(now, lane, input);
+                    let _ = core.session.handle_input(now, place.lane, input);
                     if !input.is_empty() {
                         break;
                     }
@@ -341,20 +626,20 @@ async fn read_lane(inner: Arc<Inner>, link: Link, lane: LaneId, mut reader: Lane
             };
             inner.pump();
             if waiting {
-                poll_fn(|cx| inner.lock().poll_input(cx)).await;
+                poll_fn(|cx| inner.lock().poll_input(cx, place.number)).await;
             }
         }
         match end.take() {
             None => {}
             Some(Ok(())) => {
-                inner.lane_ended(lane);
-                if lane == LaneId::ZERO {
-                    lane_broke(&inner, &link, lane, "the peer ended it and kept the link").await;
+                inner.lane_ended(&place);
+                if place.lane == LaneId::ZERO {
+                    lane_broke(&inner, &place, "the peer ended it and kept the link").await;
                 }
                 return;
             }
             Some(Err(error)) => {
-                lane_broke(&inner, &link, lane, &error.to_string()).await;
+                lane_broke(&inner, &place, &error.to_string()).await;
                 return;
             }
         }
@@ -362,27 +647,23 @@ async fn read_lane(inner: Arc<Inner>, link: Link, lane: LaneId, mut reader: Lane
 }
 
 /// A lane broke. Mostly because the link ended, which the supervisor acts on: it has the code and the reason. Otherwise the
-/// session ends here, for a lane cannot be mended.
-async fn lane_broke(inner: &Arc<Inner>, link: &Link, lane: LaneId, why: &str) {
-    debug!(lane = lane.0, why, "lane broke");
-    if tokio::time::timeout(LINGER_MAX, link.closed())
+/// link is of no use any more, for a lane cannot be mended.
+async fn lane_broke(inner: &Arc<Inner>, place: &Place, why: &str) {
+    debug!(lane = place.lane.0, why, "lane broke");
+    if tokio::time::timeout(LINGER_MAX, place.link.closed())
         .await
         .is_err()
     {
-        let reason = format!("lane {} broke: {why}", lane.0);
-        inner
-            .lock()
-            .session
-            .carrier_lost(ErrorCode::UNAVAILABLE, &reason);
-        inner.pump();
+        let reason = format!("lane {} broke: {why}", place.lane.0);
+        inner.link_ended(place.number, LinkEnd::Lost { reason });
     }
 }
 
 /// Writes one lane until the session has ended and nothing is left.
-async fn write_lane(inner: Arc<Inner>, link: Link, lane: LaneId, mut writer: LaneWriter) {
+async fn write_lane(inner: Arc<Inner>, place: Place, mut writer: LaneWriter) {
     let mut out: VecDeque<Bytes> = VecDeque::new();
     loop {
-        let more = poll_fn(|cx| inner.lock().poll_output(cx, lane, &mut out)).await;
+        let more = poll_fn(|cx| inner.lock().poll_output(cx, &place, &mut out)).await;
         if !more {
             break;
         }
@@ -390,14 +671,16 @@ async fn write_lane(inner: Arc<Inner>, link: Link, lane: LaneId, mut writer: Lan
         inner.wrote();
         if let Err(error) = written {
             // First of all, so that an end under way does not wait for a lane that is lost.
-            inner.lock().writer_gone(lane);
-            lane_broke(&inner, &link, lane, &error.to_string()).await;
+            inner.lock().writer_gone(&place);
+            lane_broke(&inner, &place, &error.to_string()).await;
             return;
         }
     }
-    // LINGER_MAX bounds the wait from outside.
-    writer.finish().await;
-    inner.lock().writer_gone(lane);
+    if inner.lock().session.attachment() == place.number {
+        // LINGER_MAX bounds the wait from outside.
+        writer.finish().await;
+    }
+    inner.lock().writer_gone(&place);
 }
 
 /// Requests on their way to their handlers and answers on their way back, while [`Inner::pump`] runs; empty otherwise.
@@ -413,6 +696,95 @@ thread_local! {
 }
 
 impl Inner {
+    /// Starts what moves a link's bytes, where it needs that.
+    fn run_link(&self, runner: Option<Runner>) {
+        if let Some(runner) = runner {
+            self.tasks.spawn(runner.in_current_span());
+        }
+    }
+
+    /// Starts the tasks of a lane.
+    fn add_lane(
+        self: &Arc<Self>,
+        place: Place,
+        reader: LaneReader,
+        writer: LaneWriter,
+        chunks: VecDeque<Bytes>,
+    ) {
+        {
+            let mut core = self.lock();
+            if core.session.attachment() != place.number {
+                return;
+            }
+            if let Some(state) = core.writers.get_mut(usize::from(place.lane.0)) {
+                *state = Writer::Busy;
+            }
+        }
+        if place.lane == LaneId::ZERO {
+            writer.hurry();
+        }
+        let writing = write_lane(Arc::clone(self), place.clone(), writer);
+        let reading = read_lane(Arc::clone(self), place, reader, chunks);
+        self.tasks.spawn(writing.in_current_span());
+        self.tasks.spawn(reading.in_current_span());
+    }
+
+    /// Acceptor: starts lane 0 of the session's link, of which the first bytes are there.
+    fn begin(self: &Arc<Self>, front: Front) {
+        let (link, number) = {
+            let core = self.lock();
+            (core.link.clone(), core.number)
+        };
+        let Some(link) = link else { return };
+        let place = Place {
+            link,
+            number,
+            lane: LaneId::ZERO,
+        };
+        self.add_lane(place, front.reader, front.writer, front.chunks);
+    }
+
+    /// The link of this number is over. The session goes on without it, if it can.
+    fn link_ended(self: &Arc<Self>, number: u32, end: LinkEnd) {
+        {
+            let now = self.clock.now();
+            let mut core = self.lock();
+            if core.session.attachment() != number {
+                return;
+            }
+            // A carrier that takes no more sessions, or not this one, may not be the only one.
+            let goes_on = core.session.is_suspended();
+            match end {
+                LinkEnd::Refused { status } if !goes_on => {
+                    let reason = format!("session refused with status {status}");
+                    core.session
+                        .carrier_refused(code_of_status(status), &reason);
+                }
+                LinkEnd::Refused { status } => {
+                    let reason = format!("refused with status {status}");
+                    core.session.suspend(now, ErrorCode::UNAVAILABLE, &reason);
+                }
+                LinkEnd::Peer { code, reason } => core.session.carrier_lost(code, &reason),
+                LinkEnd::Broken { code, reason } => core.session.abort(code, &reason),
+                LinkEnd::Local => core
+                    .session
+                    .carrier_lost(ErrorCode::UNAVAILABLE, "this side closed the link"),
+                LinkEnd::Lost { reason } => {
+                    let parks = self
+                        .sessions
+                        .as_ref()
+                        .is_none_or(|sessions| sessions.suspended() < SUSPENDED_MAX);
+                    if parks {
+                        core.session.suspend(now, ErrorCode::UNAVAILABLE, &reason);
+                    } else {
+                        core.session.carrier_lost(ErrorCode::UNAVAILABLE, &reason);
+                    }
+                }
+            }
+        }
+        self.pump();
+    }
+
     /// Takes what happened in the session and acts on it. Only the connection's own tasks do this.
     pub(crate) fn pump(self: &Arc<Self>) {
         let Scratch {
@@ -467,6 +839,7 @@ impl Inner {
                 Event::Active(_) => {
                     self.set_status(ConnectionStatus::Active);
                     core.wake_blocked();
+                    self.update_sessions(core);
                 }
                 Event::Uncongested => core.wake_blocked(),
                 Event::PathMeasured => self.path_measured(),
@@ -480,7 +853,18 @@ impl Inner {
                     "the peer sent a challenge, and no key was given to answer it",
                 ),
                 Event::Offered(offer) => debug!(version = ?offer.version, "offer taken"),
-                Event::Closed(reason) => self.on_closed(core, reason),
+                Event::Suspended { code, reason } => self.on_suspended(core, code, reason),
+                Event::Resumed => {
+                    self.set_status(ConnectionStatus::Active);
+                    self.supervisor.notify_one();
+                    core.wake_blocked();
+                    core.wake_input();
+                    self.update_sessions(core);
+                }
+                Event::Closed(reason) => {
+                    self.on_closed(core, reason);
+                    self.update_sessions(core);
+                }
                 _ => {}
             }
         }
@@ -498,8 +882,33 @@ impl Inner {
         self.supervisor.notify_one();
     }
 
+    fn on_suspended(self: &Arc<Self>, core: &mut Core, code: ErrorCode, reason: String) {
+        if core.session.attachment() != core.number
+            && let Some(link) = core.relink(None)
+        {
+            // The session may have noticed by itself that nothing comes.
+            link.abandon(&reason);
+        }
+        debug!(%code, reason, "session suspended");
+        self.set_status(ConnectionStatus::Suspended { code, reason });
+        self.update_sessions(core);
+        self.supervisor.notify_one();
+    }
+
+    /// Brings the acceptor's table up to what the session can be resumed by.
+    fn update_sessions(self: &Arc<Self>, core: &mut Core) {
+        if let Some(sessions) = &self.sessions {
+            sessions.update(self, core);
+        }
+    }
+
     fn set_status(&self, status: ConnectionStatus) {
-        let takes_calls = matches!(status, ConnectionStatus::Opening | ConnectionStatus::Active);
+        let takes_calls = matches!(
+            status,
+            ConnectionStatus::Opening
+                | ConnectionStatus::Active
+                | ConnectionStatus::Suspended { .. }
+        );
         self.takes_calls.store(takes_calls, Ordering::Release);
         self.status.send_replace(status);
     }
@@ -515,7 +924,10 @@ impl Inner {
                     let now = inner.clock.now();
                     let mut core = inner.lock();
                     match decision {
-                        Ok(grant) => core.session.grant(now, grant),
+                        Ok(mut grant) => {
+                            grant.token = new_token();
+                            core.session.grant(now, grant);
+                        }
                         Err(error) => core.session.refuse(now, error),
                     }
                     core.wake_input();
@@ -580,9 +992,15 @@ impl Inner {
         core.handlers.insert(key, task.abort_handle());
     }
 
-    fn lane_ended(self: &Arc<Self>, lane: LaneId) {
-        // An error has already become the session's end.
-        let _ = self.lock().session.handle_lane_end(lane);
+    fn lane_ended(self: &Arc<Self>, place: &Place) {
+        {
+            let mut core = self.lock();
+            if core.session.attachment() != place.number {
+                return;
+            }
+            // An error has already become the session's end.
+            let _ = core.session.handle_lane_end(place.lane);
+        }
         self.pump();
     }
 
@@ -623,31 +1041,37 @@ impl Core {
     fn poll_output(
         &mut self,
         cx: &mut Context<'_>,
-        lane: LaneId,
+        place: &Place,
         out: &mut VecDeque<Bytes>,
     ) -> Poll<bool> {
-        if self.session.poll_transmit(lane, out) {
+        if self.session.attachment() != place.number {
+            return Poll::Ready(false);
+        }
+        if self.session.poll_transmit(place.lane, out) {
             return Poll::Ready(true);
         }
         if self.closed.is_some() {
             return Poll::Ready(false);
         }
-        if let Some(writer) = self.writers.get_mut(usize::from(lane.0)) {
+        if let Some(writer) = self.writers.get_mut(usize::from(place.lane.0)) {
             *writer = Writer::Waiting(cx.waker().clone());
         }
         Poll::Pending
     }
 
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.session.wants_input() || self.closed.is_some() {
+    fn poll_input(&mut self, cx: &mut Context<'_>, number: u32) -> Poll<()> {
+        let is_stale = self.session.attachment() != number;
+        if is_stale || self.session.wants_input() || self.closed.is_some() {
             return Poll::Ready(());
         }
         self.input_waiters.push(cx.waker().clone());
         Poll::Pending
     }
 
-    fn writer_gone(&mut self, lane: LaneId) {
-        if let Some(writer) = self.writers.get_mut(usize::from(lane.0)) {
+    fn writer_gone(&mut self, place: &Place) {
+        if self.number == place.number
+            && let Some(writer) = self.writers.get_mut(usize::from(place.lane.0))
+        {
             *writer = Writer::Gone;
         }
         self.wake_input();

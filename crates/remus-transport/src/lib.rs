@@ -15,8 +15,10 @@ mod congestion;
 mod connection;
 pub mod dial;
 mod driver;
+mod ladder;
 mod link;
 pub mod quic;
+mod sessions;
 mod shard;
 pub mod tcp;
 pub mod web;
@@ -25,7 +27,9 @@ pub mod webtransport;
 
 pub use clock::Clock;
 pub use connection::{
-    CallReceiver, CallSender, Connection, ConnectionStatus, PeerRequest, PendingCall,
+    CallReceiver, CallSender, Connection, ConnectionStatus, PeerRequest, PendingCall, SwitchError,
 };
 pub use driver::{Dispatch, Handler, HandlerFuture, LINGER_MAX, code_of_status};
+pub use ladder::{HEAD_START, Ladder};
 pub use link::Carrier;
+pub use sessions::{SUSPENDED_MAX, Sessions};

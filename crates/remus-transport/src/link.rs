@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use remus_http3::{ClosedBy, RecvStream, SendStream};
-use remus_session::LANES_MAX;
+use remus_session::{CarrierInfo, LANES_MAX};
 use remus_wire::ErrorCode;
 
 use self::framed::{Framed, FramedReader, FramedWriter, Runner};
@@ -23,6 +23,13 @@ use self::framed::{Framed, FramedReader, FramedWriter, Runner};
 use crate::{web, webtransport};
 
 pub(crate) mod framed;
+
+/// A datagram must hold a heartbeat: frame header, message header and payload.
+const DATAGRAM_MIN: usize = 8 + 35 + 20;
+
+/// Why a connection is closed whose session goes on elsewhere: H3_NO_ERROR (RFC 9114, 8.1). Without a capsule that closes the session,
+/// it says nothing about that.
+const ABANDONED: quinn::VarInt = quinn::VarInt::from_u32(0x100);
 
 /// Bytes taken from a lane at once.
 const READ_MAX: usize = 64 * 1024;
@@ -226,6 +233,24 @@ impl Link {
         match self {
             Self::WebTransport(session) => session.end().is_some(),
             Self::Framed(framed) => framed.end().is_some(),
+        }
+    }
+
+    /// What the session has to know of it.
+    pub(crate) fn info(&self) -> CarrierInfo {
+        CarrierInfo {
+            lanes: self.lanes(),
+            datagrams: self.max_datagram_len() >= DATAGRAM_MIN,
+        }
+    }
+
+    /// Lets go of it, and not of the session: the peer sees a carrier that broke.
+    pub(crate) fn abandon(&self, reason: &str) {
+        match self {
+            Self::WebTransport(session) => {
+                session.quic().close(ABANDONED, reason.as_bytes());
+            }
+            Self::Framed(framed) => framed.lose(reason),
         }
     }
 

@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
+use crate::sessions::Sessions;
 use crate::web::Links;
 use crate::web::links::LinkTable;
 
@@ -46,6 +47,8 @@ pub struct ShardGroup(Arc<Group>);
 struct Group {
     /// A link's requests may come to any of the shards.
     links: LinkTable,
+    /// A session may go on over a carrier that came to any of the shards.
+    sessions: Arc<Sessions>,
     ids: ConnectionIds,
     inboxes: Box<[Inbox]>,
     handed_on: AtomicU64,
@@ -94,6 +97,7 @@ impl ShardGroup {
         }
         Ok(Self(Arc::new(Group {
             links: LinkTable::default(),
+            sessions: Arc::default(),
             ids: ConnectionIds::new(count)?,
             inboxes: (0..count).map(|_| Inbox::default()).collect(),
             handed_on: AtomicU64::new(0),
@@ -105,6 +109,12 @@ impl ShardGroup {
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.inboxes.len()
+    }
+
+    /// Where the servers of all shards find the sessions that have lost their carrier.
+    #[must_use]
+    pub fn sessions(&self) -> Arc<Sessions> {
+        Arc::clone(&self.0.sessions)
     }
 
     /// HTTP links for one shard's server: it keeps its own, and finds those of the others.

@@ -17,6 +17,7 @@ use tracing::{Instrument, debug};
 use crate::connection::Connection;
 use crate::driver::{self, Handler};
 use crate::link::{Carrier, Link};
+use crate::sessions::Sessions;
 use crate::web::{self, Answering, Body, Links};
 
 /// Path of the request that opens a session.
@@ -223,7 +224,7 @@ pub async fn connect(
             authority: target.authority(),
             after: timeout,
         })??;
-    Ok(driver::client(link, config, handler)?)
+    Ok(driver::client(link, config, handler, None)?)
 }
 
 /// Opens a WebTransport session; its request has been written then, and perhaps not been answered.
@@ -342,6 +343,9 @@ pub trait Acceptor: Send + Sync + 'static {
     /// Whether new sessions are refused, with status 503, because the server is going away.
     fn is_stopping(&self) -> bool;
 
+    /// Where its sessions are found again that have lost their carrier.
+    fn sessions(&self) -> &Arc<Sessions>;
+
     /// The HTTP links, those of all acceptors that share the port.
     fn links(&self) -> &Links;
 
@@ -352,12 +356,10 @@ pub trait Acceptor: Send + Sync + 'static {
     fn pages(&self, request: http::Request<Body>) -> Answering;
 }
 
-/// Starts a session on a link that a client has opened.
+/// Takes what comes on a link that a client has opened.
 pub(crate) fn open(link: Link, acceptor: &Arc<dyn Acceptor>) {
-    match driver::acceptor(link, acceptor.session_config(), acceptor.handler()) {
-        Ok(connection) => Arc::clone(acceptor).opened(connection),
-        Err(error) => tracing::error!(%error, "the session's settings are wrong"),
-    }
+    // It ends by itself: with the link, or when nothing is said on it.
+    tokio::spawn(driver::accept(link, Arc::clone(acceptor)).in_current_span());
 }
 
 /// Takes connections on `endpoint` until `stop` is cancelled; then refuses new ones and returns when the last has ended.
@@ -451,7 +453,7 @@ async fn open_session(request: remus_http3::SessionRequest, acceptor: Arc<dyn Ac
     };
     match outcome {
         Ok(Some(link)) => {
-            open(Link::WebTransport(link), &acceptor);
+            driver::accept(Link::WebTransport(link), acceptor).await;
         }
         Ok(None) => {}
         Err(error) => debug!(%error, "session request broke"),

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use remus_security::{Negotiated, TlsPolicy, Trust, alpn, client_config};
 use remus_session::{Outgoing, SessionConfig, Shape};
-use remus_transport::dial::{self, Dialer};
+use remus_transport::dial::Dialer;
 use remus_transport::webtransport::{CONNECT_TIMEOUT, Target};
-use remus_transport::{Carrier, Connection, Handler, quic};
+use remus_transport::{Carrier, Connection, HEAD_START, Handler, Ladder, quic};
 use remus_wire::{ErrorCode, Flags, Message, Priority, Routing};
 
 use crate::message::{Body, Element, Metadata, Request, Response};
@@ -49,13 +49,10 @@ enum Source {
 
 /// A connection that is made when it is needed.
 struct Managed {
-    dialer: Dialer,
-    carrier: Carrier,
-    target: Target,
+    ladder: Arc<Ladder>,
     policy: TlsPolicy,
     config: SessionConfig,
     handler: Arc<dyn Handler>,
-    connect_timeout: Duration,
     timeout: Duration,
     current: Mutex<Option<Connection>>,
     /// Held while connecting, so that many callers make one connection.
@@ -79,6 +76,7 @@ pub struct ClientBuilder {
     connect_timeout: Duration,
     timeout: Duration,
     carriers: Vec<Carrier>,
+    head_start: Duration,
 }
 
 impl ClientBuilder {
@@ -93,6 +91,13 @@ impl ClientBuilder {
     #[must_use]
     pub fn tls_policy(mut self, policy: TlsPolicy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// Head start of each carrier over the next one in the race that a connection begins with. Default: [`HEAD_START`].
+    #[must_use]
+    pub fn head_start(mut self, head_start: Duration) -> Self {
+        self.head_start = head_start;
         self
     }
 
@@ -181,9 +186,11 @@ impl ClientBuilder {
         let trust = self.trust.ok_or_else(|| {
             Error::invalid_argument("no trust was set: say whose certificates are taken")
         })?;
-        let carrier = *self.carriers.first().ok_or_else(|| {
-            Error::invalid_argument("no carrier may be used: name one, or leave the choice open")
-        })?;
+        if self.carriers.is_empty() {
+            return Err(Error::invalid_argument(
+                "no carrier may be used: name one, or leave the choice open",
+            ));
+        }
         let tls = |protocols| {
             client_config(self.policy, &trust, protocols)
                 .map_err(|error| Error::invalid_argument(error.to_string()))
@@ -195,13 +202,16 @@ impl ClientBuilder {
             http1: tls(alpn::HTTP1)?,
         };
         let managed = Managed {
-            dialer,
-            carrier,
-            target,
+            ladder: Ladder::new(
+                dialer,
+                target,
+                self.carriers,
+                self.head_start,
+                self.connect_timeout,
+            ),
             policy: self.policy,
             config: self.config,
             handler: Arc::new(Dispatcher::open(self.router)),
-            connect_timeout: self.connect_timeout,
             timeout: self.timeout,
             current: Mutex::new(None),
             dialling: tokio::sync::Mutex::default(),
@@ -240,15 +250,10 @@ impl Managed {
                 .min(BACKOFF_LONGEST);
             tokio::time::sleep_until((last + pause).into()).await;
         }
-        let connected = dial::connect(
-            &self.dialer,
-            self.carrier,
-            &self.target,
-            self.config.clone(),
-            Arc::clone(&self.handler),
-            self.connect_timeout,
-        )
-        .await;
+        let connected = self
+            .ladder
+            .connect(self.config.clone(), Arc::clone(&self.handler))
+            .await;
         match connected {
             Ok(connection) => {
                 *attempts = Attempts::default();
@@ -278,6 +283,7 @@ impl Client {
             connect_timeout: CONNECT_TIMEOUT,
             timeout: DEFAULT_TIMEOUT,
             carriers: Carrier::ALL.to_vec(),
+            head_start: HEAD_START,
         }
     }
 
@@ -365,10 +371,13 @@ impl Client {
         }
     }
 
-    /// The carrier in use.
+    /// The carrier in use, while there is a connection.
     #[must_use]
-    pub fn carrier(&self) -> &'static str {
-        "webtransport"
+    pub fn carrier(&self) -> Option<Carrier> {
+        match &self.source {
+            Source::Fixed(connection) => Some(connection.carrier()),
+            Source::Managed(managed) => managed.current().map(|connection| connection.carrier()),
+        }
     }
 
     /// TLS version and key exchange that this client's policy leads to; `None` for the peer of a request, whose choice is not
@@ -458,8 +467,11 @@ impl Client {
         }
         if let Source::Managed(managed) = &self.source {
             // The last acknowledgements leave before the socket goes.
-            let _ =
-                tokio::time::timeout(Duration::from_secs(1), managed.dialer.quic.wait_idle()).await;
+            let _ = tokio::time::timeout(
+                Duration::from_secs(1),
+                managed.ladder.dialer().quic.wait_idle(),
+            )
+            .await;
         }
     }
 
@@ -604,7 +616,7 @@ impl std::fmt::Debug for Client {
             Source::Fixed(connection) => f.debug_tuple("Client").field(connection).finish(),
             Source::Managed(managed) => f
                 .debug_struct("Client")
-                .field("target", &managed.target)
+                .field("target", managed.ladder.target())
                 .finish_non_exhaustive(),
         }
     }

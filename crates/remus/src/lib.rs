@@ -62,7 +62,7 @@ pub use remus_session::{CloseReason, Grant, Negotiated, PathEstimate, SessionCon
 pub use remus_transport::quic::{SHARDS_MAX, ShardError, ShardGroup, ShardStatistics};
 pub use remus_transport::web::{self, Body as HttpBody};
 pub use remus_transport::webtransport::{ConnectError, DEFAULT_PORT};
-pub use remus_transport::{Carrier, Connection, ConnectionStatus};
+pub use remus_transport::{Carrier, Connection, ConnectionStatus, HEAD_START, SwitchError};
 pub use remus_wire::{
     AuthMethod, AuthenticationRecord, ErrorCode, Limits, MethodId, Priority, ServiceId,
 };

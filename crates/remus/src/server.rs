@@ -15,7 +15,7 @@ use remus_session::{Answer, Grant, SessionConfig};
 use remus_transport::quic::{self, EndpointError, ShardGroup};
 use remus_transport::web::{self, Answering, Body as HttpBody, Links};
 use remus_transport::webtransport::{self, Acceptor, DEFAULT_PORT};
-use remus_transport::{Connection, Dispatch, Handler, PeerRequest, tcp};
+use remus_transport::{Connection, Dispatch, Handler, PeerRequest, Sessions, tcp};
 use remus_wire::{
     AuthMethod, AuthenticationRecord, Capabilities, ErrorCode, ErrorRecord, Health, Load, Query,
     QueryAnswer, ServiceId, ServiceRecord, ServiceVersion,
@@ -231,6 +231,10 @@ impl ServerBuilder {
             }),
             origins: self.origins,
             http: self.http,
+            sessions: self
+                .shard
+                .as_ref()
+                .map_or_else(Arc::default, |(group, _)| group.sessions()),
             links: self
                 .shard
                 .map_or_else(Links::default, |(group, _)| group.links()),
@@ -426,9 +430,15 @@ struct Gate {
     next: AtomicU32,
     /// No session is taken any more.
     stopping: AtomicBool,
+    /// Those that can go on over another carrier.
+    sessions: Arc<Sessions>,
 }
 
 impl Acceptor for Gate {
+    fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
     fn session_config(&self) -> SessionConfig {
         self.config.clone()
     }

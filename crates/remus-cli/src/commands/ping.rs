@@ -110,7 +110,7 @@ async fn measure(
         "remus {}.{}",
         negotiated.version.major, negotiated.version.minor
     );
-    let carrier = node.client.carrier();
+    let carrier = connection.carrier();
     if !output.is_json() {
         output.line(&format!(
             "{} ({address}), node {}, {protocol} over {carrier}, {version} with {}",
@@ -143,7 +143,7 @@ async fn measure(
                 url: &options.url,
                 address: address.clone(),
                 node: name.as_deref(),
-                carrier,
+                carrier: carrier.name(),
                 protocol: protocol.clone(),
                 tls: version,
                 key_exchange,

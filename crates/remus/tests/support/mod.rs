@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use remus::{Client, LocalCa, Router, Server, Trust};
+use remus::{Carrier, Client, LocalCa, Router, Server, Trust};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -80,6 +80,7 @@ impl Host {
     pub async fn client(&self) -> Client {
         Client::builder(&self.url)
             .trust(self.trust.clone())
+            .carriers([Carrier::WebTransport])
             .connect()
             .await
             .unwrap()

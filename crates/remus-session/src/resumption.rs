@@ -126,8 +126,9 @@ impl Resumption {
         }
     }
 
+    #[inline]
     pub(crate) fn is_attached(&self) -> bool {
-        self.link == Link::Attached
+        matches!(self.link, Link::Attached)
     }
 
     /// Whether streams have to wait for an acknowledgement.

@@ -99,16 +99,17 @@ impl Session {
                 return Ok(());
             }
         }
-        if !input.is_empty() {
+        if self.resumption.unconfirmed.is_some() && !input.is_empty() {
             // The client knows of this epoch: it sends nothing before it does.
             self.resumption.unconfirmed = None;
         }
+        if !self.resumption.retains {
+            return self.take_frames(now, lane, input);
+        }
         let before = input.len();
         self.take_frames(now, lane, input)?;
-        if self.resumption.retains {
-            let taken = before.saturating_sub(input.len());
-            self.note_intake(lane, u64::try_from(taken).unwrap_or(u64::MAX));
-        }
+        let taken = before.saturating_sub(input.len());
+        self.note_intake(lane, u64::try_from(taken).unwrap_or(u64::MAX));
         Ok(())
     }
 

@@ -36,23 +36,29 @@ impl Session {
         }
         let mut began = false;
         if lane == LaneId::ZERO {
-            began = self.take_preamble(out);
+            began = self.resumption.preamble.is_some() && self.take_preamble(out);
             self.write_credits();
         }
         self.fill(lane);
-        let len = if self.resumption.retains {
-            self.take_and_keep(lane, out)
-        } else {
-            self.take_ready(lane, out)
-        };
-        if len == 0 {
-            return began;
-        }
+        let retains = self.resumption.retains;
         let Some(entry) = self.lane_mut(lane) else {
             return false;
         };
-        if entry.log.waiting() > 0 || !entry.turns.is_empty() {
-            self.dirty |= lane.bit();
+        let len = if retains {
+            self.take_and_keep(lane, out)
+        } else {
+            let len = entry.ready.len();
+            if len > 0 {
+                entry.ready.take(out);
+                if !entry.turns.is_empty() {
+                    self.dirty |= lane.bit();
+                }
+                self.ready_bytes = self.ready_bytes.saturating_sub(len);
+            }
+            len
+        };
+        if len == 0 {
+            return began;
         }
         self.statistics.bytes_out = self
             .statistics
@@ -63,31 +69,29 @@ impl Session {
         true
     }
 
-    /// Moves what stands ready to `out`. Returns how many bytes it were.
-    fn take_ready(&mut self, lane: LaneId, out: &mut VecDeque<Bytes>) -> usize {
-        let Some(entry) = self.lane_mut(lane) else {
-            return 0;
-        };
-        let len = entry.ready.len();
-        if len > 0 {
-            entry.ready.take(out);
-            self.ready_bytes = self.ready_bytes.saturating_sub(len);
-        }
-        len
-    }
-
-    /// The same, and keeps it until the peer has acknowledged it; what has to leave again goes first.
+    /// Moves what stands ready to `out`, and keeps it until the peer has acknowledged it; what has to leave again goes first. Returns how
+    /// many bytes it were.
     fn take_and_keep(&mut self, lane: LaneId, out: &mut VecDeque<Bytes>) -> usize {
         let Some(entry) = self.lane_mut(lane) else {
             return 0;
         };
+        let more = !entry.turns.is_empty();
         if entry.log.waiting() > 0 {
             let len = entry.log.replay(out, LANE_READY_MAX);
+            let more = more || entry.ready.len() > 0 || entry.log.waiting() > 0;
             self.resumption.waiting = self.resumption.waiting.saturating_sub(len);
+            if more {
+                self.dirty |= lane.bit();
+            }
             return len;
         }
         let before = out.len();
-        let mut len = self.take_ready(lane, out);
+        let mut len = entry.ready.len();
+        entry.ready.take(out);
+        self.ready_bytes = self.ready_bytes.saturating_sub(len);
+        if more {
+            self.dirty |= lane.bit();
+        }
         // Behind what stands ready: an acceptor's last step of the handshake, for example, which opens the session to the peer.
         if lane == LaneId::ZERO
             && self.resumption.acks_due != 0

@@ -414,6 +414,8 @@ class RemusClient implements Client {
 			limit: BigInt(limit),
 		});
 		const ended = session.closed;
+		let best = session.rtts[0];
+		for (const sample of session.rtts) if (best && sample[0] < best[0]) best = sample;
 		return {
 			state: this.#state,
 			url: this.url,
@@ -424,7 +426,9 @@ class RemusClient implements Client {
 			resumable: session.resumable,
 			resumptions: this.#resumptions,
 			sessions: this.#sessions,
-			...session.rtts,
+			rttMs: session.rtts.at(-1)?.[0],
+			minRttMs: best?.[0],
+			clockOffsetMs: best?.[1],
 			calls: session.openCalls,
 			waitingCalls: session.waitingCalls,
 			lanes: 1,

@@ -261,7 +261,8 @@ export class Session implements CarrierSink {
 	#peerBeat: readonly [sent: bigint, arrived: bigint] = [0n, 0n];
 	#lastOrigin = 0n;
 	readonly #pings = new Map<bigint, { readonly answered: (rttMs: number) => void; readonly failed: (error: RemusError) => void }>();
-	readonly #rtts: (readonly [rttMs: number, offsetMs: number])[] = [];
+	/** The last round trips on this carrier, with the peer's clock minus ours, in ms. */
+	readonly rtts: (readonly [rttMs: number, offsetMs: number])[] = [];
 	#controlLevel = CONTROL_BURST;
 	#controlAt = performance.now();
 	#drained: (() => void) | undefined;
@@ -343,13 +344,6 @@ export class Session implements CarrierSink {
 
 	get retained(): number {
 		return this.#sent - this.#logStart;
-	}
-
-	/** Latest and smallest round trip, and the clock offset of the latter, in ms. */
-	get rtts(): { readonly rttMs: number | undefined; readonly minRttMs: number | undefined; readonly clockOffsetMs: number | undefined } {
-		let best = this.#rtts[0];
-		for (const sample of this.#rtts) if (best && sample[0] < best[0]) best = sample;
-		return { rttMs: this.#rtts.at(-1)?.[0], minRttMs: best?.[0], clockOffsetMs: best?.[1] };
 	}
 
 	get credit(): { readonly send: readonly [offset: number, limit: number]; readonly receive: readonly [offset: number, limit: number] } {
@@ -489,7 +483,7 @@ export class Session implements CarrierSink {
 		this.#log = [];
 		this.#logStart = this.#sent = this.#takenIn = this.#told = 0;
 		this.#untold = this.#asked = false;
-		this.#rtts.length = 0;
+		this.rtts.length = 0;
 		this.#startHeart();
 		this.#hooks.resumed();
 	}
@@ -856,8 +850,8 @@ export class Session implements CarrierSink {
 			const rttMs = Number(now - origin - (sent - received)) / 1000;
 			const offsetMs = Number((received - origin + (sent - now)) / 2n) / 1000;
 			if (rttMs >= 0) {
-				this.#rtts.push([rttMs, offsetMs]);
-				if (this.#rtts.length > RTT_SAMPLES) this.#rtts.shift();
+				this.rtts.push([rttMs, offsetMs]);
+				if (this.rtts.length > RTT_SAMPLES) this.rtts.shift();
 			}
 			for (const [at, { answered }] of this.#pings) {
 				if (at > origin) continue;

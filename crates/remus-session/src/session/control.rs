@@ -429,7 +429,7 @@ impl Session {
         self.authenticating = false;
         if input == Input::Identity && self.features.contains(Features::RESUMPTION) {
             // That of a renewal may be late: it says nothing.
-            self.resumption.token = granted.token;
+            self.take_first_token(granted.token);
         }
         let grant = Grant {
             session: granted.session,
@@ -526,7 +526,7 @@ impl Session {
             return;
         }
         if input == Input::Identity && self.features.contains(Features::RESUMPTION) {
-            self.resumption.token = grant.token;
+            self.take_first_token(grant.token);
         }
         let record = Authenticated {
             session: grant.session,

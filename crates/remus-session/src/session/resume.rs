@@ -585,6 +585,9 @@ impl Session {
         if !self.features.contains(Features::RESUMPTION) {
             return Err(SessionError::NotOffered("resumption (feature 6)"));
         }
+        if !self.resumption.retains {
+            return self.charge_control(now);
+        }
         self.note_quiet(ACK_LEN);
         let Some(entry) = self.lanes.get_mut(usize::from(lane)) else {
             return Err(SessionError::WrongOffset {
@@ -695,6 +698,14 @@ impl Session {
             _ => {}
         }
         false
+    }
+
+    /// The token of the first epoch. Without one nothing is kept.
+    pub(super) fn take_first_token(&mut self, token: ResumeToken) {
+        self.resumption.token = token;
+        if token.is_none() {
+            self.drop_logs();
+        }
     }
 
     /// Lets go of what was kept for a resumption that will not be. What has to leave again still does, before what stands ready, so

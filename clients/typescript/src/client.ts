@@ -196,7 +196,8 @@ class RemusClient implements Client {
 					this.#coming = undefined;
 					this.#resumptions++;
 					this.#failures = 0;
-					memory.set(this.url, coming.carrier.kind);
+					// what the application has chosen is no winner
+					if (this.#reason !== "switched") this.#remember(coming.carrier.kind);
 					this.#useCarrier(coming.carrier, this.#reason);
 					this.#setState("open");
 					coming.resolve();
@@ -223,7 +224,7 @@ class RemusClient implements Client {
 			}
 			const token = await (early ?? this.#bearer());
 			if (signal.aborted || this.#coming || this.#carrier) return carrier.drop();
-			memory.set(this.url, carrier.kind);
+			this.#remember(carrier.kind);
 			this.#useCarrier(carrier, "connected");
 			this.#session.begin(carrier, token);
 		} catch (error) {
@@ -252,6 +253,11 @@ class RemusClient implements Client {
 		const coming = this.#coming;
 		this.#coming = undefined;
 		coming?.reject(remusError("UNAVAILABLE", reason));
+	}
+
+	/** Remembers who has won a race. */
+	#remember(kind: CarrierKind): void {
+		if (this.#kinds().length > 1) memory.set(this.url, kind);
 	}
 
 	/** Kinds to try, the one that won last time first. */

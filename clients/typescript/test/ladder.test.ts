@@ -150,6 +150,21 @@ test("the carrier that won last is tried first, and a better one is climbed to w
 	await client.close();
 });
 
+test("a carrier that was forced, or that the application has chosen, is not remembered", async () => {
+	const peer = new Peer({ resumable: true });
+	const openers = { webtransport: peer.opener("webtransport"), websocket: peer.opener("websocket") };
+	const platform = { openers, complete: <T>(given: T): T => given };
+	const url = "https://forced.test:4433";
+	const forced = await connectWith(platform, url, { carriers: ["websocket"] });
+	assert.equal(memory.get(url), undefined);
+	await forced.close();
+	const client = await connectWith(platform, url, { climb: false });
+	assert.equal(memory.get(url), "webtransport");
+	await client.switchCarrier("websocket");
+	assert.equal(memory.get(url), "webtransport");
+	await client.close();
+});
+
 test("digests are taken in hex, with colons, and in base64", () => {
 	const hex = "1cd636ad9b54d10a04cee79e9dac56886d9db6bb38b64377bd3cee86c80c2ee9";
 	const bytes = Uint8Array.from(Buffer.from(hex, "hex"));

@@ -972,9 +972,11 @@ impl<C: Choices> World<C> {
             other => unreachable!("a client that goes on sent {other:?}"),
         };
         pipe.len -= request.len;
-        pipe.bytes = VecDeque::from([Bytes::copy_from_slice(
-            front.get(request.len..).unwrap_or_default(),
-        )]);
+        let rest = front.get(request.len..).unwrap_or_default();
+        pipe.bytes.clear();
+        if !rest.is_empty() {
+            pipe.bytes.push_back(Bytes::copy_from_slice(rest));
+        }
         carrier.routed = true;
         let info = CarrierInfo {
             lanes: carrier.lanes,

@@ -38,6 +38,7 @@ fn request(running: &Running, path: &str) -> Request<Empty<Bytes>> {
     Request::get(url).body(Empty::new()).unwrap()
 }
 
+/// Spec: CARR-37
 fn check(running: &Running, json: &[u8]) {
     let known: WellKnown = serde_json::from_slice(json).unwrap();
     let fingerprint = running.node.fingerprint();
@@ -45,12 +46,24 @@ fn check(running: &Running, json: &[u8]) {
     assert_eq!(known.versions, ["2.0"]);
     assert_eq!(known.certificates[0].hex, fingerprint.to_string());
     assert_eq!(known.certificates[0].base64.len(), 44);
-    let transport = &known.transports[0];
+    let carriers: Vec<_> = known
+        .transports
+        .iter()
+        .map(|transport| (transport.kind.as_str(), transport.path.as_str()))
+        .collect();
     assert_eq!(
-        (transport.kind.as_str(), transport.path.as_str()),
-        ("webtransport", "/remus/v2")
+        carriers,
+        [
+            ("webtransport", "/remus/v2"),
+            ("websocket", "/remus/v2/ws"),
+            ("http-poll", "/remus/v2/sessions"),
+            ("http-events", "/remus/v2/sessions"),
+        ]
     );
-    assert_eq!(transport.port, running.node.address().port());
+    for transport in &known.transports {
+        assert_eq!(transport.port, running.node.address().port());
+        assert_eq!(transport.protocol, "remus.v2");
+    }
 }
 
 #[tokio::test]

@@ -302,3 +302,148 @@ impl http_body::Body for Watched {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use remus_security::{LocalCa, TlsPolicy, Trust, alpn, client_config, server_config};
+    use remus_session::SessionConfig;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::JoinHandle;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client::TlsStream as ClientStream;
+
+    use super::*;
+    use crate::driver::Handler;
+    use crate::web::{Answering, Links};
+
+    /// Has pages and no sessions.
+    struct Pages(Links);
+
+    impl Acceptor for Pages {
+        fn session_config(&self) -> SessionConfig {
+            SessionConfig::acceptor()
+        }
+
+        fn handler(&self) -> Arc<dyn Handler> {
+            unreachable!("no session is taken")
+        }
+
+        fn allows_origin(&self, _: &str, _: &str) -> bool {
+            false
+        }
+
+        fn is_stopping(&self) -> bool {
+            true
+        }
+
+        fn links(&self) -> &Links {
+            &self.0
+        }
+
+        fn opened(self: Arc<Self>, _: crate::Connection) {}
+
+        fn pages(&self, _: Request<Body>) -> Answering {
+            Box::pin(std::future::ready(Response::new(web::full("alive"))))
+        }
+    }
+
+    struct Server {
+        address: SocketAddr,
+        data: tempfile::TempDir,
+        stop: CancellationToken,
+        serving: JoinHandle<()>,
+    }
+
+    async fn server() -> Server {
+        let data = tempfile::tempdir().unwrap();
+        let ca = LocalCa::load_or_create::<&str>(data.path(), &[]).unwrap();
+        let tls = server_config(TlsPolicy::PreferPostQuantum, ca.live(), alpn::TCP).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let acceptor = Arc::new(Pages(Links::default()));
+        let serving = tokio::spawn(serve(listener, tls, acceptor, stop.clone()));
+        Server {
+            address,
+            data,
+            stop,
+            serving,
+        }
+    }
+
+    async fn tls(address: SocketAddr, data: &Path, protocols: &[&[u8]]) -> ClientStream<TcpStream> {
+        let trust = Trust::from_pem_file(&LocalCa::certificate_path(data)).unwrap();
+        let config = client_config(TlsPolicy::RequirePostQuantum, &trust, protocols).unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .unwrap()
+    }
+
+    /// Waits for the server to close the connection. The clock jumps to the next timer when nothing else is to be done, so that
+    /// this takes no time; it would wait for ever for a server that does not close.
+    async fn closes(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
+        tokio::time::pause();
+        let mut rest = Vec::new();
+        // With or without a farewell.
+        let _ = stream.read_to_end(&mut rest).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_not_waited_for() {
+        let server = server().await;
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        closes(&mut silent).await;
+    }
+
+    #[tokio::test]
+    async fn who_begins_a_request_and_does_not_end_it_is_not_waited_for() {
+        let server = server().await;
+        let mut slow = tls(server.address, server.data.path(), alpn::HTTP1).await;
+        slow.write_all(b"GET /livez HTTP/1.1\r\nhost: ")
+            .await
+            .unwrap();
+        closes(&mut slow).await;
+    }
+
+    #[tokio::test]
+    async fn who_does_nothing_over_http2_is_asked_to_go() {
+        let server = server().await;
+        let mut idle = tls(server.address, server.data.path(), alpn::TCP).await;
+        // Preface and empty SETTINGS. RFC 9113 §3.4.
+        idle.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await
+            .unwrap();
+        closes(&mut idle).await;
+    }
+
+    #[tokio::test]
+    async fn headers_over_the_limit_are_refused() {
+        let server = server().await;
+        let mut stream = tls(server.address, server.data.path(), alpn::HTTP1).await;
+        let long = "x".repeat(20_000);
+        let request = format!("GET /livez HTTP/1.1\r\nhost: localhost\r\nlong: {long}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 431");
+    }
+
+    #[tokio::test]
+    async fn stopping_ends_idle_connections_and_returns() {
+        let server = server().await;
+        let mut http1 = tls(server.address, server.data.path(), alpn::HTTP1).await;
+        let mut http2 = tls(server.address, server.data.path(), alpn::TCP).await;
+        let _silent = TcpStream::connect(server.address).await.unwrap();
+        server.stop.cancel();
+        let mut rest = Vec::new();
+        let _ = http1.read_to_end(&mut rest).await;
+        let _ = http2.read_to_end(&mut rest).await;
+        server.serving.await.unwrap();
+    }
+}

@@ -111,6 +111,45 @@ async fn calls_of_every_shape(carrier: Carrier) {
     tokio::join!(sending, receiving);
 }
 
+/// The end of a session comes with its code, heartbeats travel as frames, and nothing is left of the link.
+///
+/// Spec: CARR-1, CARR-14, CARR-29, CARR-31
+async fn ends_in_order(carrier: Carrier) {
+    let mut host = Host::start(services()).await;
+    let first = client(&host, carrier).await;
+    let connection = first.connection().await.unwrap();
+    connection.active().await.unwrap();
+    connection.ping().await.unwrap();
+    let at_server = host.connections.list().pop().unwrap();
+    first.close().await;
+    assert_eq!(connection.closed().await.code, ErrorCode::OK);
+    assert_eq!(at_server.closed().await.code, ErrorCode::OK);
+    at_server.finished().await;
+
+    let second = client(&host, carrier).await;
+    echo(&second, Bytes::new()).await.unwrap();
+    let connection = second.connection().await.unwrap();
+    host.ended().await;
+    assert_eq!(connection.closed().await.code, ErrorCode::OK);
+    assert_eq!(host.connections.links(), 0);
+    assert!(host.connections.list().is_empty());
+}
+
+#[tokio::test]
+async fn sessions_end_in_order_over_websocket() {
+    ends_in_order(Carrier::WebSocket).await;
+}
+
+#[tokio::test]
+async fn sessions_end_in_order_over_long_polling() {
+    ends_in_order(Carrier::LongPoll).await;
+}
+
+#[tokio::test]
+async fn sessions_end_in_order_over_server_sent_events() {
+    ends_in_order(Carrier::ServerSentEvents).await;
+}
+
 #[tokio::test]
 async fn websocket_carries_calls_of_every_shape() {
     calls_of_every_shape(Carrier::WebSocket).await;

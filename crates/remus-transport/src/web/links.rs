@@ -116,6 +116,15 @@ impl Links {
         self.len() == 0
     }
 
+    /// Makes a link, and looks after it.
+    fn add(&self, remote: SocketAddr) -> Result<Arc<HttpLink>, Refusal> {
+        let link = Arc::new(HttpLink::new(remote)?);
+        let entry = self.table.insert(&link)?;
+        let looking_after = look_after(Arc::clone(&link), entry, self.stop.clone());
+        self.tasks.spawn(looking_after);
+        Ok(link)
+    }
+
     /// Drops the links that this server has opened, and waits until nothing looks after them any more. Their sessions should have
     /// ended.
     pub async fn end(&self) {
@@ -303,27 +312,7 @@ async fn open_link(
         Err(Refusal::TooLarge { .. }) => return Err(Refusal::UnexpectedBody),
         other => other?,
     };
-    let (mut id, mut secret) = ([0; 16], [0; 32]);
-    let random = provider::default_provider().secure_random;
-    random
-        .fill(&mut id)
-        .and_then(|()| random.fill(&mut secret))
-        .map_err(|_| Refusal::NoRandomness)?;
-    let link = Arc::new(HttpLink {
-        id: URL_SAFE_NO_PAD.encode(id),
-        secret: URL_SAFE_NO_PAD.encode(secret),
-        framed: Framed::for_requests(Carrier::LongPoll, remote),
-        exchange: Mutex::default(),
-        reader: watch::Sender::new(0),
-        uploader: watch::Sender::new(0),
-        room: Mutex::new(None),
-        in_use: AtomicUsize::new(0),
-        last_used: Mutex::new(Instant::now()),
-    });
-    let links = acceptor.links();
-    let entry = links.table.insert(&link)?;
-    let looking_after = look_after(Arc::clone(&link), entry, links.stop.clone());
-    links.tasks.spawn(looking_after);
+    let link = acceptor.links().add(remote)?;
     open(Link::Framed(link.framed.clone()), acceptor);
 
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -388,6 +377,27 @@ enum Read {
 }
 
 impl HttpLink {
+    /// Spec: CARR-13
+    fn new(remote: SocketAddr) -> Result<Self, Refusal> {
+        let (mut id, mut secret) = ([0; 16], [0; 32]);
+        let random = provider::default_provider().secure_random;
+        random
+            .fill(&mut id)
+            .and_then(|()| random.fill(&mut secret))
+            .map_err(|_| Refusal::NoRandomness)?;
+        Ok(Self {
+            id: URL_SAFE_NO_PAD.encode(id),
+            secret: URL_SAFE_NO_PAD.encode(secret),
+            framed: Framed::for_requests(Carrier::LongPoll, remote),
+            exchange: Mutex::default(),
+            reader: watch::Sender::new(0),
+            uploader: watch::Sender::new(0),
+            room: Mutex::new(None),
+            in_use: AtomicUsize::new(0),
+            last_used: Mutex::new(Instant::now()),
+        })
+    }
+
     /// Spec: CARR-14
     fn authenticate(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
@@ -489,11 +499,11 @@ impl HttpLink {
             .headers
             .get(CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().eq_ignore_ascii_case(FRAMES_TYPE.as_bytes()));
-        if !is_frames && !body.is_end_stream() {
-            return Err(Refusal::MediaType);
-        }
         let taking = async {
             let frames = read(body, UNIT_MAX).await?;
+            if !is_frames && !frames.is_empty() {
+                return Err(Refusal::MediaType);
+            }
             if !are_whole_frames(&frames) {
                 return Err(Refusal::MalformedFrames);
             }
@@ -764,4 +774,400 @@ async fn read(body: Body, max: usize) -> Result<Bytes, Refusal> {
         .unwrap_or(Err(Refusal::Timeout {
             after_s: BODY_TIME_MAX.as_secs(),
         }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use futures_util::StreamExt as _;
+    use http_body_util::BodyDataStream;
+
+    use super::*;
+    use crate::link::framed::FramedWriter;
+
+    // Frames of an ignorable type, with payloads of 0 and 3 bytes.
+    const FRAME: &[u8] = &[0, 0, 0x80, 0, 0, 0, 0, 0];
+    const OTHER: &[u8] = &[0, 0, 0x80, 0, 0, 0, 0, 3, 1, 2, 3];
+
+    fn remote(last: u8) -> SocketAddr {
+        ([192, 0, 2, last], 9).into()
+    }
+
+    /// A link, and what its session would hold.
+    fn link() -> (
+        Links,
+        Arc<HttpLink>,
+        crate::link::framed::FramedReader,
+        FramedWriter,
+    ) {
+        let links = Links::default();
+        let link = links.add(remote(1)).unwrap();
+        let (reader, writer) = link.framed.take_lane().unwrap();
+        (links, link, reader, writer)
+    }
+
+    fn headers(fields: &[(&HeaderName, u64)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, number)| ((*name).clone(), (*number).into()))
+            .collect()
+    }
+
+    fn up(number: u64, body: Body) -> Request<Body> {
+        let mut request = Request::new(body);
+        *request.headers_mut() = headers(&[(&SEQUENCE, number)]);
+        let kind = HeaderValue::from_static(FRAMES_TYPE);
+        request.headers_mut().insert(CONTENT_TYPE, kind);
+        request
+    }
+
+    async fn write(writer: &mut FramedWriter, frames: &'static [u8]) {
+        let mut chunks = VecDeque::from([Bytes::from_static(frames)]);
+        writer.write(&mut chunks).await.unwrap();
+    }
+
+    async fn content(response: Response<Body>) -> Bytes {
+        response.into_body().collect().await.unwrap().to_bytes()
+    }
+
+    /// A body that never ends.
+    fn endless() -> Body {
+        StreamBody::new(futures_util::stream::pending::<
+            Result<Frame<Bytes>, BodyError>,
+        >())
+        .boxed_unsync()
+    }
+
+    async fn settle() {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Spec: CARR-23, CARR-33
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_is_held_and_who_asks_nothing_is_forgotten() {
+        let (links, link, mut reader, _writer) = link();
+        let begun = Instant::now();
+        let answer = Arc::clone(&link).down(&HeaderMap::new()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+        assert_eq!(begun.elapsed(), HOLD);
+        assert_eq!(links.len(), 1);
+        // The session hears that its link is lost; nothing is left of it.
+        let mut chunks = VecDeque::new();
+        let end = poll_fn(|cx| reader.poll_chunks(cx, &mut chunks)).await;
+        assert!(matches!(end, Some(Err(_))));
+        assert!(matches!(link.framed.closed().await, LinkEnd::Lost { .. }));
+        let gone = begun.elapsed();
+        assert!(
+            gone >= HOLD + IDLE_MAX && gone < HOLD + IDLE_MAX * 2,
+            "{gone:?}"
+        );
+        settle().await;
+        assert!(links.is_empty());
+        assert!(links.table.lock().by_remote.is_empty());
+    }
+
+    /// Spec: CARR-17, CARR-23
+    #[tokio::test]
+    async fn an_answer_that_was_lost_comes_again_under_its_number() {
+        let (_links, link, _reader, mut writer) = link();
+        write(&mut writer, FRAME).await;
+        for _ in 0..3 {
+            let answer = Arc::clone(&link).down(&HeaderMap::new()).await.unwrap();
+            assert_eq!(answer.headers()[&SEQUENCE], "1");
+            assert_eq!(content(answer).await, FRAME);
+        }
+        write(&mut writer, OTHER).await;
+        let next = headers(&[(&ACKNOWLEDGE, 1)]);
+        let answer = Arc::clone(&link).down(&next).await.unwrap();
+        assert_eq!(answer.headers()[&SEQUENCE], "2");
+        assert_eq!(content(answer).await, OTHER);
+    }
+
+    /// Spec: CARR-24, CARR-25
+    #[tokio::test]
+    async fn the_later_reader_wins_and_an_old_one_does_not() {
+        let (_links, link, _reader, mut writer) = link();
+        let first = tokio::spawn({
+            let link = Arc::clone(&link);
+            async move { link.down(&HeaderMap::new()).await.map(drop) }
+        });
+        settle().await;
+        let second = tokio::spawn({
+            let link = Arc::clone(&link);
+            async move { link.down(&HeaderMap::new()).await.map(drop) }
+        });
+        assert_eq!(first.await.unwrap(), Err(Refusal::Superseded));
+        write(&mut writer, FRAME).await;
+        assert_eq!(second.await.unwrap(), Ok(()));
+
+        link.acknowledge(1).unwrap();
+        let mut events = {
+            let headers = headers(&[(&LAST_EVENT_ID, 1)]);
+            let answer = Arc::clone(&link).events(&headers).unwrap();
+            BodyDataStream::new(answer.into_body())
+        };
+        assert!(
+            events
+                .next()
+                .await
+                .unwrap()
+                .unwrap()
+                .starts_with(b"event: probe\n")
+        );
+        let stale = Arc::clone(&link).down(&HeaderMap::new()).await.map(drop);
+        assert_eq!(stale, Err(Refusal::AcknowledgeStale { before: 1, got: 0 }));
+        write(&mut writer, OTHER).await;
+        let event = events.next().await.unwrap().unwrap();
+        assert_eq!(event, "id: 2\nevent: frames\ndata: AACAAAAAAAMBAgM=\n\n");
+        let polling = tokio::spawn({
+            let (link, headers) = (Arc::clone(&link), headers(&[(&ACKNOWLEDGE, 2)]));
+            async move { link.down(&headers).await.map(drop) }
+        });
+        assert!(events.next().await.is_none(), "the poll took over");
+        polling.abort();
+    }
+
+    /// Spec: CARR-26, CARR-27, CARR-28
+    #[tokio::test(start_paused = true)]
+    async fn events_begin_with_a_probe_and_are_kept_alive() {
+        let (_links, link, _reader, mut writer) = link();
+        write(&mut writer, OTHER).await;
+        let answer = Arc::clone(&link).events(&HeaderMap::new()).unwrap();
+        assert_eq!(answer.headers()[CONTENT_TYPE], "text/event-stream");
+        let mut events = BodyDataStream::new(answer.into_body());
+        let mut next = async || events.next().await.unwrap().unwrap();
+        assert_eq!(next().await, "event: probe\ndata: {\"hold_ms\":25000}\n\n");
+        let event = "id: 1\nevent: frames\ndata: AACAAAAAAAMBAgM=\n\n";
+        assert_eq!(next().await, event);
+        let begun = Instant::now();
+        assert_eq!(next().await, ": keep-alive\n\n");
+        assert_eq!(begun.elapsed(), KEEP_ALIVE);
+        drop(events);
+        // Opened again, it begins behind what is acknowledged: nothing yet.
+        let answer = Arc::clone(&link).events(&HeaderMap::new()).unwrap();
+        let mut events = BodyDataStream::new(answer.into_body());
+        events.next().await.unwrap().unwrap();
+        assert_eq!(events.next().await.unwrap().unwrap(), event);
+    }
+
+    /// Spec: CARR-30
+    #[tokio::test]
+    async fn what_is_not_acknowledged_holds_the_session_back() {
+        let (_links, link, _reader, mut writer) = link();
+        let mut unit = vec![0, 0, 0x80, 0, 0, 0, 0xff, 0xf8];
+        unit.resize(64 * 1024, 7);
+        let unit: &'static [u8] = unit.leak();
+        let answer = Arc::clone(&link).events(&HeaderMap::new()).unwrap();
+        let mut events = BodyDataStream::new(answer.into_body());
+        let (mut written, mut read) = (0_usize, 0_usize);
+        // Read on as long as there is something at once, and write as long as there is room at once.
+        loop {
+            let mut moved = false;
+            tokio::select! {
+                biased;
+                event = events.next() => { read += event.unwrap().unwrap().len(); moved = true; }
+                () = write(&mut writer, unit) => { written += unit.len(); moved = true; }
+                () = settle() => {}
+            }
+            if !moved {
+                break;
+            }
+        }
+        assert!(read > KEPT_MAX, "in base64");
+        let kept = lock(&link.exchange).kept_len();
+        assert!((KEPT_MAX..=KEPT_MAX + UNIT_MAX).contains(&kept), "{kept}");
+        assert!(written <= kept + UNIT_MAX, "{written}");
+        // An acknowledgement sets it going again.
+        let next = lock(&link.exchange).acknowledged() + 1;
+        link.acknowledge(next).unwrap();
+        assert!(events.next().await.unwrap().unwrap().starts_with(b"id: "));
+    }
+
+    /// Spec: CARR-20, CARR-21
+    #[tokio::test]
+    async fn the_later_upload_of_a_number_wins() {
+        let (_links, link, mut reader, _writer) = link();
+        let first = tokio::spawn({
+            let link = Arc::clone(&link);
+            async move { link.up(up(1, endless())).await.map(drop) }
+        });
+        settle().await;
+        let answer = Arc::clone(&link).up(up(1, full(FRAME))).await.unwrap();
+        assert_eq!(answer.headers()[&ACKNOWLEDGE], "1");
+        assert_eq!(first.await.unwrap(), Err(Refusal::Superseded));
+        // A repetition is answered alike, and its body not looked at.
+        let again = Arc::clone(&link).up(up(1, endless())).await.unwrap();
+        assert_eq!(again.headers()[&ACKNOWLEDGE], "1");
+        let mut chunks = VecDeque::new();
+        assert!(
+            poll_fn(|cx| reader.poll_chunks(cx, &mut chunks))
+                .await
+                .is_none()
+        );
+        assert_eq!(chunks, [FRAME]);
+    }
+
+    /// Spec: CARR-22
+    #[tokio::test]
+    async fn an_upload_waits_while_the_session_takes_nothing_and_acknowledgements_do_not() {
+        let (_links, link, mut reader, mut writer) = link();
+        let mut unit = vec![0, 0, 0x80, 0, 0, 0x0f, 0xff, 0xf8];
+        unit.resize(UNIT_MAX, 7);
+        let unit = Bytes::from(unit);
+        Arc::clone(&link)
+            .up(up(1, full(unit.clone())))
+            .await
+            .unwrap();
+        let waiting = tokio::spawn({
+            let link = Arc::clone(&link);
+            async move { link.up(up(2, full(unit))).await.map(drop) }
+        });
+        settle().await;
+        assert!(!waiting.is_finished());
+        write(&mut writer, FRAME).await;
+        Arc::clone(&link).down(&HeaderMap::new()).await.unwrap();
+        let mut request = Request::new(empty());
+        *request.headers_mut() = headers(&[(&ACKNOWLEDGE, 1)]);
+        let answer = Arc::clone(&link).up(request).await.unwrap();
+        assert_eq!(answer.headers()[&ACKNOWLEDGE], "1");
+        assert_eq!(lock(&link.exchange).kept_len(), 0);
+        let mut chunks = VecDeque::new();
+        assert!(
+            poll_fn(|cx| reader.poll_chunks(cx, &mut chunks))
+                .await
+                .is_none()
+        );
+        assert_eq!(waiting.await.unwrap(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let (_links, link, _reader, _writer) = link();
+        let refused = Arc::clone(&link).up(up(1, endless())).await.map(drop);
+        assert_eq!(refused, Err(Refusal::Timeout { after_s: 30 }));
+        assert_eq!(lock(&link.exchange).taken(), 0);
+    }
+
+    /// Spec: CARR-32
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_told_and_then_forgotten() {
+        let (links, link, _reader, mut writer) = link();
+        let held = tokio::spawn({
+            let link = Arc::clone(&link);
+            async move { link.down(&headers(&[(&ACKNOWLEDGE, 0)])).await.map(drop) }
+        });
+        settle().await;
+        link.framed
+            .close(ErrorCode::IDLE_TIMEOUT, "too quiet")
+            .await;
+        let ended = Refusal::Ended {
+            code: ErrorCode::IDLE_TIMEOUT,
+            reason: "too quiet".to_owned(),
+        };
+        assert_eq!(held.await.unwrap(), Err(ended.clone()));
+        assert_eq!(
+            Arc::clone(&link).up(up(1, full(FRAME))).await.map(drop),
+            Err(ended.clone())
+        );
+        let json: serde_json::Value = serde_json::from_str(&ended.to_json()).unwrap();
+        assert_eq!(json["error"], ErrorCode::IDLE_TIMEOUT.0);
+        let answer = Arc::clone(&link).events(&HeaderMap::new()).unwrap();
+        let events = content(answer).await;
+        assert!(events.ends_with(format!("event: end\ndata: {}\n\n", ended.to_json()).as_bytes()));
+        assert!(writer.write(&mut VecDeque::new()).await.is_err());
+        settle().await;
+        assert_eq!(links.len(), 1, "its client can still ask");
+        sleep(END_KEPT).await;
+        settle().await;
+        assert!(links.is_empty());
+    }
+
+    /// Spec: CARR-32
+    #[tokio::test]
+    async fn closing_waits_until_the_client_has_read() {
+        let (_links, link, _reader, mut writer) = link();
+        write(&mut writer, FRAME).await;
+        let mut finishing = tokio::spawn(async move { writer.finish().await });
+        let answer = Arc::clone(&link).down(&HeaderMap::new()).await.unwrap();
+        assert_eq!(content(answer).await, FRAME);
+        settle().await;
+        assert!(!finishing.is_finished(), "the answer may have been lost");
+        link.acknowledge(1).unwrap();
+        (&mut finishing).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_take_all_links() {
+        let links = Links::default();
+        for _ in 0..LINKS_PER_REMOTE_MAX {
+            links.add(remote(1)).unwrap();
+        }
+        let refused = links.add(remote(1)).map(drop);
+        let max = LINKS_PER_REMOTE_MAX;
+        assert_eq!(refused, Err(Refusal::TooManyLinks { max }));
+        links.add(remote(2)).unwrap();
+        links.end().await;
+        assert!(links.is_empty());
+        links.add(remote(1)).unwrap();
+    }
+
+    #[test]
+    fn addresses_of_one_network_count_as_one() {
+        let of = |text: &str| counted(SocketAddr::new(text.parse().unwrap(), 1));
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::1"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    }
+
+    /// Spec: CARR-13
+    #[tokio::test]
+    async fn ids_and_secrets_are_not_used_again() {
+        let links = Links::default();
+        let (a, b) = (links.add(remote(1)).unwrap(), links.add(remote(1)).unwrap());
+        assert_eq!((a.id.len(), a.secret.len()), (22, 43));
+        assert_ne!(a.id, b.id);
+        assert_ne!(a.secret, b.secret);
+    }
+
+    /// Spec: CARR-16
+    #[test]
+    fn numbers_are_read_strictly() {
+        let read = |values: &[&str]| {
+            let fields = values
+                .iter()
+                .map(|value| (SEQUENCE, value.parse().unwrap()));
+            number(
+                &fields.fold(
+                    HeaderMap::new(),
+                    |mut map, (name, value): (_, HeaderValue)| {
+                        map.append(name, value);
+                        map
+                    },
+                ),
+                &SEQUENCE,
+            )
+        };
+        assert_eq!(read(&[]), Ok(None));
+        for (text, value) in [("0", 0), ("7", 7), ("9007199254740991", NUMBER_MAX)] {
+            assert_eq!(read(&[text]), Ok(Some(value)));
+        }
+        for wrong in [
+            "",
+            "-1",
+            "+1",
+            "01",
+            "1.0",
+            "0x1",
+            "one",
+            " ",
+            "9007199254740992",
+            "99999999999999999999",
+        ] {
+            assert!(read(&[wrong]).is_err(), "{wrong}");
+        }
+        assert!(read(&["1", "1"]).is_err());
+    }
 }

@@ -134,7 +134,8 @@ describe("a real node", { skip: program === undefined ? "REMUS_BIN is not set" :
 					yield await client.call("remus.v2.Bench/Echo", block, { requestCodec: raw, responseCodec: raw });
 			})(),
 		);
-		const route: CarrierKind[] = ["http-poll", "http-events", "websocket"];
+		// after each cut the ladder goes back to its top, the WebSocket
+		const route: CarrierKind[] = ["http-poll", "http-events", "http-poll"];
 		let published = 0;
 		for (const [i, kind] of route.entries()) {
 			const calls = Array.from({ length: 32 }, (_, n) => client.call<number>("remus.v2.Bench/Echo", n));
@@ -151,6 +152,7 @@ describe("a real node", { skip: program === undefined ? "REMUS_BIN is not set" :
 			client.dropCarrier();
 			for (let n = 0; n < 30; n++) await client.publish("moving.numbers", String(published++));
 			await back;
+			assert.equal(client.carrier, "websocket");
 			assert.deepEqual(
 				await Promise.all([...calls, ...more]),
 				Array.from({ length: 64 }, (_, n) => n % 32),
@@ -167,6 +169,6 @@ describe("a real node", { skip: program === undefined ? "REMUS_BIN is not set" :
 		);
 		const status = client.status();
 		assert.equal(status.sessions, 1);
-		assert.ok(status.resumptions >= 6, String(status.resumptions));
+		assert.equal(status.resumptions, 6);
 	});
 });

@@ -248,8 +248,16 @@ describe("WebTransport", () => {
 		assert.equal(transport.aborted, true);
 		assert.equal(transport.cancelled, true);
 		assert.equal(transport.closedWith, undefined);
-		context.mock.timers.tick(4_000);
+		context.mock.timers.tick(60_000);
+		assert.equal(transport.closedWith, undefined);
+		context.mock.timers.tick(30_000);
 		assert.equal(transport.closedWith, "nothing");
 		assert.deepEqual(ends, []);
+	});
+
+	test("drop() before anything was begun closes at once", async () => {
+		const carrier = await openWebTransport(target("https://node.test:4433"), live);
+		carrier.drop();
+		assert.equal(made?.closedWith, "nothing");
 	});
 });

@@ -316,10 +316,11 @@ mod tests {
 
     use super::*;
     use crate::driver::Handler;
+    use crate::sessions::Sessions;
     use crate::web::{Answering, Links};
 
     /// Has pages and no sessions.
-    struct Pages(Links);
+    struct Pages(Links, Arc<Sessions>);
 
     impl Acceptor for Pages {
         fn session_config(&self) -> SessionConfig {
@@ -336,6 +337,10 @@ mod tests {
 
         fn is_stopping(&self) -> bool {
             true
+        }
+
+        fn sessions(&self) -> &Arc<Sessions> {
+            &self.1
         }
 
         fn links(&self) -> &Links {
@@ -363,7 +368,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let acceptor = Arc::new(Pages(Links::default()));
+        let acceptor = Arc::new(Pages(Links::default(), Arc::default()));
         let serving = tokio::spawn(serve(listener, tls, acceptor, stop.clone()));
         Server {
             address,

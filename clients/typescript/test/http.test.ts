@@ -61,14 +61,19 @@ class Server {
 			this.#last = this.#acknowledged = this.#sent = 0;
 			this.#kept.clear();
 			this.#waiting = [];
-			this.#carrier = await this.peer.opener("http-poll")({ url: "", options: {}, fetch: this.fetch }, new AbortController().signal);
-			this.#carrier.start({
+			this.#carrier = undefined;
+			const carrier = await this.peer.opener("http-poll")({ url: "", options: {}, fetch: this.fetch }, new AbortController().signal);
+			this.#carrier = carrier;
+			carrier.start({
 				received: (bytes) => {
+					// a link that is gone has no reader
+					if (this.#carrier !== carrier) return;
 					this.#waiting.push(bytes);
 					this.#wake.resolve();
 				},
 				drained: () => {},
 				ended: ({ code = 0, reason }) => {
+					if (this.#carrier !== carrier) return;
 					this.ended = { error: code, message: reason };
 					this.#wake.resolve();
 				},

@@ -441,7 +441,9 @@ async fn a_session_that_ends_in_order_closes_its_websocket_with_1000() {
 #[tokio::test]
 async fn a_websocket_that_breaks_is_lost() {
     let host = host().await;
-    let socket = websocket(&host).await;
+    let mut socket = websocket(&host).await;
+    // A link is a session's when its first frame has been looked at.
+    socket.send(Message::binary(FRAME)).await.unwrap();
     let at_server = loop {
         match host.connections.list().pop() {
             Some(connection) => break connection,

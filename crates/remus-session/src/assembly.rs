@@ -3,6 +3,8 @@
 //! Its header is judged when the first parts hold it; memory beyond [`AT_ONCE_MAX`] grows with what has arrived, not with
 //! what was announced.
 
+use std::collections::VecDeque;
+
 use bytes::{Bytes, BytesMut};
 use remus_wire::{DecodeError, Flags, Message, MessageLimits, MessageType, RequestId};
 
@@ -11,6 +13,57 @@ use remus_wire::{DecodeError, Flags, Message, MessageLimits, MessageType, Reques
 /// An element of a bulk stream and its header. What was announced counts against `max_assembly_bytes` from the start, so a peer
 /// that announces and does not send gains nothing by it.
 const AT_ONCE_MAX: usize = 128 * 1024;
+
+/// Buffers of messages that came in parts, kept for the next: a session holds so many, of at most [`AT_ONCE_MAX`] each.
+///
+/// As many as arrive while the application has the first in hand. Beyond that the next message takes memory of its own.
+const SPARES_MAX: usize = 4;
+
+/// Memory from which a message was assembled, for the next one once the application has dropped that.
+///
+/// A long message's memory goes back to the system when it is freed and is faulted in again page by page, which costs more than
+/// the bytes' copy.
+#[derive(Debug, Default)]
+pub(crate) struct Spares {
+    /// What is left of each buffer behind its message; mostly nothing.
+    ends: VecDeque<BytesMut>,
+    /// Whether any was asked for since the last heartbeat.
+    used: bool,
+}
+
+impl Spares {
+    /// An empty buffer with room for `len` bytes.
+    fn take(&mut self, len: usize) -> BytesMut {
+        if !(SPARES_FROM..=AT_ONCE_MAX).contains(&len) {
+            return BytesMut::with_capacity(len);
+        }
+        self.used = true;
+        let free = self.ends.iter_mut().position(|end| end.try_reclaim(len));
+        free.and_then(|at| self.ends.remove(at))
+            .unwrap_or_else(|| BytesMut::with_capacity(len))
+    }
+
+    /// Keeps what is left of a buffer from which a message was split off.
+    fn keep(&mut self, end: BytesMut, len: usize) {
+        if !(SPARES_FROM..=AT_ONCE_MAX).contains(&len) {
+            return;
+        }
+        if self.ends.len() >= SPARES_MAX {
+            self.ends.pop_front();
+        }
+        self.ends.push_back(end);
+    }
+
+    /// With each heartbeat: what nobody has used since the last is freed.
+    pub(crate) fn let_go(&mut self) {
+        if !core::mem::take(&mut self.used) {
+            self.ends = VecDeque::new();
+        }
+    }
+}
+
+/// Length from which the memory of a message is used again, in bytes. Below it, the allocator keeps what it is given back.
+const SPARES_FROM: usize = 16 * 1024;
 
 /// Parts so far.
 #[derive(Debug, Default)]
@@ -26,14 +79,24 @@ impl Assembly {
     }
 
     /// Adds a part; what it announces is judged as soon as it is there.
-    pub(crate) fn push(&mut self, part: &Bytes, limits: &MessageLimits) -> Result<(), DecodeError> {
+    pub(crate) fn push(
+        &mut self,
+        part: &Bytes,
+        limits: &MessageLimits,
+        spares: &mut Spares,
+    ) -> Result<(), DecodeError> {
+        if self.bytes.is_empty() {
+            // Mostly the first part holds the header: then the right room is made at once.
+            self.total = announced(part, limits)?;
+            let room = self.total.unwrap_or(0).min(AT_ONCE_MAX).max(part.len());
+            self.bytes = spares.take(room);
+            self.bytes.extend_from_slice(part);
+            return Ok(());
+        }
         self.make_room(part.len());
         self.bytes.extend_from_slice(part);
         if self.total.is_none() {
-            let total = Message::peek_len(&self.bytes, limits)?;
-            if self.bytes.len() >= Message::HEADER_LEN {
-                self.total = total.map(|total| usize::try_from(total).unwrap_or(usize::MAX));
-            }
+            self.total = announced(&self.bytes, limits)?;
         }
         Ok(())
     }
@@ -65,9 +128,20 @@ impl Assembly {
         }
     }
 
-    pub(crate) fn finish(self) -> Bytes {
-        self.bytes.freeze()
+    pub(crate) fn finish(mut self, spares: &mut Spares) -> Bytes {
+        let whole = self.bytes.split().freeze();
+        spares.keep(self.bytes, whole.len());
+        whole
     }
+}
+
+/// The total length that a message's header announces, once all of the header is there. What is there is judged.
+fn announced(bytes: &[u8], limits: &MessageLimits) -> Result<Option<usize>, DecodeError> {
+    let total = Message::peek_len(bytes, limits)?;
+    let whole_header = bytes.len() >= Message::HEADER_LEN;
+    Ok(total
+        .filter(|_| whole_header)
+        .map(|total| usize::try_from(total).unwrap_or(usize::MAX)))
 }
 
 /// Bytes of a message's header up to and including its flags, and its request ID.
@@ -133,5 +207,52 @@ mod tests {
         bytes.clear();
         end.encode(&mut bytes);
         assert!(discard.push(&bytes, true));
+    }
+
+    /// A message of so many bytes of payload, assembled from two parts.
+    fn assembled(len: usize, spares: &mut Spares) -> Bytes {
+        let message = Message::new(MessageType::STREAM, Bytes::from(vec![7; len]));
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        let mut first = Bytes::from(bytes);
+        let second = first.split_off(100);
+        let mut assembly = Assembly::default();
+        for part in [first, second] {
+            assembly
+                .push(&part, &MessageLimits::DEFAULT, spares)
+                .unwrap();
+        }
+        assert_eq!(assembly.total, Some(len + Message::HEADER_LEN));
+        let whole = assembly.finish(spares);
+        assert_eq!(whole.len(), len + Message::HEADER_LEN);
+        whole
+    }
+
+    #[test]
+    fn memory_of_a_message_that_was_dropped_serves_the_next() {
+        let mut spares = Spares::default();
+        let first = assembled(64 * 1024, &mut spares);
+        let place = first.as_ptr();
+        let second = assembled(64 * 1024, &mut spares);
+        assert_ne!(second.as_ptr(), place, "the first is still held");
+        drop(first);
+        let third = assembled(64 * 1024, &mut spares);
+        assert_eq!(third.as_ptr(), place);
+        assert!(second.ends_with(&[7; 64]) && third.ends_with(&[7; 64]));
+    }
+
+    #[test]
+    fn few_and_short_buffers_are_kept_and_none_for_long() {
+        let mut spares = Spares::default();
+        let held: Vec<_> = (0..10).map(|_| assembled(64 * 1024, &mut spares)).collect();
+        assert_eq!(spares.ends.len(), SPARES_MAX);
+        drop(held);
+        spares.let_go();
+        assert_eq!(spares.ends.len(), SPARES_MAX, "used since the last time");
+        spares.let_go();
+        assert!(spares.ends.is_empty());
+        assembled(AT_ONCE_MAX, &mut spares);
+        assembled(SPARES_FROM / 2, &mut spares);
+        assert!(spares.ends.is_empty(), "too long, and too short");
     }
 }

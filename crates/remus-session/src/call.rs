@@ -87,6 +87,45 @@ pub enum Received {
     End(Option<ErrorRecord>),
 }
 
+/// Something in a streaming call's inbox.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    /// The session's count of reads when it came: as long as it waits, that read's memory does.
+    pub(crate) read: u64,
+    pub(crate) received: Received,
+}
+
+/// What a streaming call has received and the application has not taken. A unary call has none, and its entry stays small.
+#[expect(
+    clippy::box_collection,
+    reason = "nearly all calls are unary: a queue of no elements is three words more to make, move and drop in each"
+)]
+#[derive(Debug, Default)]
+pub(crate) struct Inbox(Option<Box<VecDeque<Waiting>>>);
+
+impl Inbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.front().is_none()
+    }
+
+    pub(crate) fn front(&self) -> Option<&Waiting> {
+        self.0.as_ref()?.front()
+    }
+
+    pub(crate) fn push_back(&mut self, waiting: Waiting) {
+        self.0.get_or_insert_default().push_back(waiting);
+    }
+
+    pub(crate) fn pop_front(&mut self) -> Option<Waiting> {
+        self.0.as_mut()?.pop_front()
+    }
+
+    /// Everything that waits.
+    pub(crate) fn take(&mut self) -> VecDeque<Waiting> {
+        self.0.take().map_or_else(VecDeque::new, |all| *all)
+    }
+}
+
 /// One call in flight.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -102,7 +141,7 @@ pub(crate) struct Call {
     pub(crate) priority: Priority,
     /// When it ends for want of an answer.
     pub(crate) deadline: Option<Timestamp>,
-    pub(crate) inbox: VecDeque<Received>,
+    pub(crate) inbox: Inbox,
     /// Whether `Readable` is out and not yet answered by an empty `recv`.
     pub(crate) signalled: bool,
     /// Nothing more will be put into the inbox.

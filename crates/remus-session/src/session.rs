@@ -15,6 +15,7 @@ use remus_wire::{
 };
 use slab::Slab;
 
+use crate::assembly::Spares;
 use crate::call::{Batch, Call, CallKey, LocalIds, PeerIds};
 use crate::clock::HybridClock;
 use crate::config::{ConfigError, INITIAL_LIMITS, SessionConfig};
@@ -50,11 +51,17 @@ const EVENTS_MAX: usize = 4096;
 /// As many as one read of a packet brings; the rest waits undecided, so that the room for answers is judged when there is a turn for it.
 const ADMITTED_MAX: usize = 64;
 
-/// Messages that wait for the application before the next ones are copied out of the carrier's buffer.
+/// Requests that wait for the application before the next ones are copied out of the carrier's buffer.
 ///
 /// A message is a slice of what was read, and keeps all of it in memory. That is right for one that is handed out at once; a peer that
 /// sends small messages in large reads and is not served could hold a thousand times its credit.
 const SLICES_MAX: usize = 16;
+
+/// Reads from which elements may wait in one inbox before the next ones are copied, for the same reason.
+///
+/// Counted from the first that waits, whatever the reads between brought, so it holds no more of them than this. Elements of one read
+/// hold the same memory, and share it however many they are.
+const READS_HELD_MAX: u64 = 16;
 
 /// Longest reason and redirect of a shutdown, in bytes; longer ones are cut.
 const REASON_MAX: usize = 1024;
@@ -128,6 +135,10 @@ pub struct Session {
     parked: VecDeque<StreamId>,
     recv_window: SessionWindow,
     assembling: usize,
+    /// Memory for messages that come in parts.
+    spares: Spares,
+    /// How often the carrier brought something.
+    reads: u64,
     credit_due: VecDeque<StreamId>,
 
     calls: Slab<Call>,
@@ -307,6 +318,8 @@ impl Session {
                 due: false,
             },
             assembling: 0,
+            spares: Spares::default(),
+            reads: 0,
             credit_due: VecDeque::new(),
             calls: Slab::new(),
             serial: 0,
@@ -558,6 +571,7 @@ impl Session {
         }
         self.expire_calls(now);
         if self.resumption.is_attached() && self.state.is_open() && now >= self.live.probe_at() {
+            self.spares.let_go();
             self.send_probe(now);
         }
     }

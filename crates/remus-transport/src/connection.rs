@@ -121,6 +121,8 @@ pub(crate) struct Core {
     /// What runs for the peer's calls.
     pub(crate) handlers: HashMap<CallKey, AbortHandle>,
     pub(crate) writers: [Writer; LANES_MAX as usize],
+    /// A reader is among the session's events, has let answers leave, and comes back to the rest.
+    pub(crate) taking: bool,
     /// Readers that wait until the session takes input again.
     pub(crate) input_waiters: Vec<Waker>,
     /// Callers that wait for room or for the session to open.
@@ -199,6 +201,7 @@ impl Inner {
                 by_call: Vec::new(),
                 handlers: HashMap::new(),
                 writers: Default::default(),
+                taking: false,
                 input_waiters: Vec::new(),
                 blocked: VecDeque::new(),
                 closed: None,
@@ -270,7 +273,7 @@ impl Core {
     /// supervisor's: a lane to open, events, a datagram, a timer that has become too late.
     pub(crate) fn wants_supervisor(&mut self) -> bool {
         self.wake_writers()
-            || self.session.has_events()
+            || (self.session.has_events() && !self.taking)
             || self.session.has_datagrams()
             || self.session.needs_rearm()
     }

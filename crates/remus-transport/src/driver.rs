@@ -35,7 +35,10 @@ use crate::webtransport::{Acceptor, ConnectError};
 /// Enough for a refusal or the last answers to cross a slow network twice; a peer that reads nothing cannot hold us longer.
 pub const LINGER_MAX: Duration = Duration::from_secs(2);
 
-/// Requests handed out before their answers are put back into the session: bounds what is done under one lock.
+/// Requests handed out before their answers are put back into the session, and leave.
+///
+/// Bounds what is done under one lock, and how many requests an answer waits for that came in one read with its own: the caller works on
+/// the first answers while the rest are made.
 const REQUESTS_AT_ONCE: usize = 64;
 
 /// The answer to a call that is still being worked on; `None` where it was finished through its stream.
@@ -624,7 +627,15 @@ async fn read_lane(
                 }
                 !chunks.is_empty()
             };
-            inner.pump();
+            while inner.pump_some() {
+                // The answers so far leave first.
+                let mut back = ComesBack {
+                    inner: &inner,
+                    came: false,
+                };
+                tokio::task::yield_now().await;
+                back.came = true;
+            }
             if waiting {
                 poll_fn(|cx| inner.lock().poll_input(cx, place.number)).await;
             }
@@ -642,6 +653,21 @@ async fn read_lane(
                 lane_broke(&inner, &place, &error.to_string()).await;
                 return;
             }
+        }
+    }
+}
+
+/// A reader that has stopped among the events. One that is dropped there leaves them to the supervisor.
+struct ComesBack<'a> {
+    inner: &'a Inner,
+    came: bool,
+}
+
+impl Drop for ComesBack<'_> {
+    fn drop(&mut self) {
+        if !self.came {
+            self.inner.lock().taking = false;
+            self.inner.supervisor.notify_one();
         }
     }
 }
@@ -787,33 +813,44 @@ impl Inner {
 
     /// Takes what happened in the session and acts on it. Only the connection's own tasks do this.
     pub(crate) fn pump(self: &Arc<Self>) {
+        while self.pump_some() {}
+    }
+
+    /// As [`Inner::pump`], but true where it stopped after a number of requests because answers to them wait to leave, and there
+    /// is more to do: the caller comes back.
+    fn pump_some(self: &Arc<Self>) -> bool {
         let Scratch {
             mut requests,
             mut answers,
         } = SCRATCH.take();
-        loop {
+        let mut answered = false;
+        let stopped = loop {
             let now = self.clock.now();
             let mut core = self.lock();
             for (key, answer) in answers.drain(..) {
                 core.session.respond(now, key, answer);
             }
-            let more = self.take_events(&mut core, now, &mut requests);
+            core.taking = answered && core.session.has_events();
+            let stops = core.taking;
+            let more = !stops && self.take_events(&mut core, now, &mut requests);
             let wanted = core.wants_supervisor();
             drop(core);
             if wanted {
                 self.supervisor.notify_one();
             }
-            if requests.is_empty() && !more {
-                break;
+            if stops || (requests.is_empty() && !more) {
+                break stops;
             }
             let connection = Connection::new(Arc::clone(self), false);
             for (key, request) in requests.drain(..) {
+                answered |= request.answered;
                 if let Some(answer) = self.dispatch(&connection, key, request) {
                     answers.push((key, answer));
                 }
             }
-        }
+        };
         SCRATCH.set(Scratch { requests, answers });
+        stopped
     }
 
     /// Drains the session's events. True when it stopped before the last.
@@ -1006,7 +1043,10 @@ impl Inner {
 
     /// After bytes have left: there may be room for what waited.
     fn wrote(self: &Arc<Self>) {
-        if self.lock().session.has_events() {
+        let core = self.lock();
+        let has_events = !core.taking && core.session.has_events();
+        drop(core);
+        if has_events {
             self.pump();
         }
     }

@@ -1,6 +1,5 @@
 //! Calls: made, admitted, answered, cancelled, expired. Spec: core §4.
 
-use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
 
 use bytes::{Bytes, BytesMut};
@@ -11,7 +10,7 @@ use remus_wire::{
 
 use super::{Pending, Session, fitted, micros};
 use crate::SHARED_MESSAGE_MAX;
-use crate::call::{Answer, Batch, Call, CallKey, Outgoing, PeerId, Received, Shape};
+use crate::call::{Answer, Batch, Call, CallKey, Inbox, Outgoing, PeerId, Received, Shape};
 use crate::error::{CallError, SendError, SessionError};
 use crate::event::{Event, Incoming, Side};
 use crate::lane::{LANES_MAX, LaneId};
@@ -141,7 +140,7 @@ impl Session {
             streams: !unary,
             priority: message.priority,
             deadline: None,
-            inbox: VecDeque::new(),
+            inbox: Inbox::default(),
             signalled: false,
             recv_ended: false,
             send_ended: !shape.request_streams(),
@@ -330,7 +329,7 @@ impl Session {
             streams: !Stream::is_shared(stream),
             priority: message.priority,
             deadline: None,
-            inbox: VecDeque::new(),
+            inbox: Inbox::default(),
             signalled: false,
             recv_ended: false,
             send_ended: false,
@@ -906,7 +905,7 @@ impl Session {
     pub fn recv(&mut self, key: CallKey) -> Option<Received> {
         let call = self.call_mut(key)?;
         let stream = call.stream;
-        let received = call.inbox.pop_front();
+        let received = call.inbox.pop_front().map(|waiting| waiting.received);
         match &received {
             None => call.signalled = false,
             Some(Received::Element(message)) => {
@@ -983,8 +982,9 @@ impl Session {
         let stream = call.stream;
         let bytes: usize = call
             .inbox
-            .drain(..)
-            .map(|received| match received {
+            .take()
+            .into_iter()
+            .map(|waiting| match waiting.received {
                 Received::Element(message) if message.kind == MessageType::STREAM => {
                     message.encoded_len()
                 }

@@ -6,10 +6,10 @@ use remus_wire::{
     Message, MessageType, RequestId, StreamId, Text, Timestamp,
 };
 
-use super::{ADMITTED_MAX, Pending, SLICES_MAX, Session};
+use super::{ADMITTED_MAX, Pending, READS_HELD_MAX, SLICES_MAX, Session};
 use crate::SHARED_MESSAGE_MAX;
 use crate::assembly::Assembly;
-use crate::call::{Answer, CallKey, PeerId, Received};
+use crate::call::{Answer, CallKey, PeerId, Received, Waiting};
 use crate::error::SessionError;
 use crate::event::{Event, Side};
 use crate::lane::{LANES_MAX, LaneId, Taken};
@@ -35,6 +35,7 @@ impl Session {
             return Ok(());
         }
         self.live.heard(now);
+        self.reads = self.reads.saturating_add(1);
         let before = input.len();
         let result = self.take_frames_of_carrier(now, lane, input);
         self.statistics.bytes_in = self
@@ -367,10 +368,14 @@ impl Session {
             self.discard(id, &input.split_to(len), true);
             return Ok(());
         }
-        let waiting = stream.call.and_then(|key| self.call_ref(key));
-        let waiting = waiting.map_or(0, |call| call.inbox.len());
-        if waiting.max(self.requests.len()) >= SLICES_MAX && len <= SHARED_MESSAGE_MAX {
-            // Many before it wait already: it gets memory of its own.
+        let first = stream
+            .call
+            .and_then(|key| self.call_ref(key)?.inbox.front());
+        let held = first.map_or(0, |first| self.reads.saturating_sub(first.read));
+        if (held >= READS_HELD_MAX || self.requests.len() >= SLICES_MAX)
+            && len <= SHARED_MESSAGE_MAX
+        {
+            // What waits before it holds much already: it gets memory of its own.
             let bytes = Bytes::copy_from_slice(&input.split_to(len));
             return self.on_message(now, id, Message::decode(bytes, &limits)?, len);
         }
@@ -428,12 +433,12 @@ impl Session {
         let limits = self.message_limits();
         let budget = self.config.max_assembly_bytes;
         let assembling = self.assembling;
-        let Some(stream) = self.stream_mut(id) else {
+        let Some(Some(stream)) = self.streams.get_mut(usize::from(id.0)) else {
             return Ok(());
         };
         let assembly = stream.recv.assembly.get_or_insert_with(Assembly::default);
         let known = assembly.total;
-        assembly.push(&bytes, &limits)?;
+        assembly.push(&bytes, &limits, &mut self.spares)?;
         let (len, total) = (assembly.bytes().len(), assembly.total);
         if let (None, Some(total), false) = (known, total, last) {
             // A shared stream cannot give way, and holds one message at most.
@@ -467,7 +472,7 @@ impl Session {
         };
         self.assembling = self.assembling.saturating_sub(known.unwrap_or(0));
         // Without the header's bytes this fails as truncated.
-        let message = Message::decode(assembly.finish(), &limits)?;
+        let message = Message::decode(assembly.finish(&mut self.spares), &limits)?;
         self.on_message(now, id, message, len)
     }
 
@@ -706,6 +711,7 @@ impl Session {
 
     /// Puts something into a streaming call's inbox and tells the application once.
     pub(super) fn deliver(&mut self, key: CallKey, received: Received) {
+        let read = self.reads;
         let Some(call) = self.call_mut(key) else {
             return;
         };
@@ -715,7 +721,7 @@ impl Session {
         if matches!(received, Received::End(_)) {
             call.recv_ended = true;
         }
-        call.inbox.push_back(received);
+        call.inbox.push_back(Waiting { read, received });
         self.signal_readable(key);
         self.uncount_if_over(key);
     }

@@ -311,9 +311,14 @@ impl Core {
     }
 
     /// Lanes that have something to send and that nobody has opened; the caller opens them. Those before them are among them: the
-    /// acceptor numbers lanes as they come.
+    /// acceptor numbers lanes as they come. A lane that the link does not have is none: what was meant for it before the session moved
+    /// here goes by another.
     pub(crate) fn lanes_to_open(&mut self) -> Vec<LaneId> {
         let mut lanes = Vec::new();
+        let there = self.link.as_ref().map_or(0, Link::lanes);
+        for writer in self.writers.iter_mut().skip(usize::from(there)) {
+            *writer = Writer::Absent;
+        }
         let wanted = self
             .writers
             .iter()

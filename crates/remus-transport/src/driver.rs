@@ -128,13 +128,19 @@ pub(crate) async fn accept(link: Link, acceptor: Arc<dyn Acceptor>) {
         link.close(ErrorCode::HANDSHAKE_TIMEOUT, &reason).await;
         return;
     };
-    let Some(front) = front else {
+    let Some(mut front) = front else {
         debug!("the link ended before anything was said on it");
         return;
     };
     if let Peeked::Resume(request) = &front.peeked {
-        if let Err((front, reason)) = resume(&link, &*acceptor, request.clone(), front) {
-            refuse(&link, front, &reason).await;
+        match resume(&link, &*acceptor, request) {
+            Ok(inner) => {
+                let len = request.len;
+                front.skip(len);
+                inner.begin(front);
+                inner.supervisor.notify_one();
+            }
+            Err(reason) => refuse(&link, front, &reason).await,
         }
         return;
     }
@@ -194,47 +200,47 @@ async fn read_front(link: &Link) -> Option<Front> {
 /// Bytes that are looked at to tell a request to resume: [`peek_resume`] never asks for more.
 const PEEKED_MAX: usize = 2048;
 
-/// Gives the link to the session that the client means. What was read of it, and why not, where it cannot be.
+impl Front {
+    /// Leaves out the first `len` bytes.
+    fn skip(&mut self, mut len: usize) {
+        while let Some(chunk) = self.chunks.front_mut()
+            && len > 0
+        {
+            let taken = len.min(chunk.len());
+            chunk.advance(taken);
+            len = len.saturating_sub(taken);
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+    }
+}
+
+/// Gives the link to the session that the client means, or says why not.
 fn resume(
     link: &Link,
     acceptor: &dyn Acceptor,
-    request: ResumeRequest,
-    mut front: Front,
-) -> Result<(), (Front, String)> {
-    let Some(inner) = acceptor.sessions().find(request.token) else {
-        let why = "no session waits under this token: it has ended, or the token was used";
-        return Err((front, why.to_owned()));
-    };
-    let mut rest = request.len;
-    while let Some(chunk) = front.chunks.front_mut()
-        && rest > 0
-    {
-        let taken = rest.min(chunk.len());
-        chunk.advance(taken);
-        rest = rest.saturating_sub(taken);
-        if chunk.is_empty() {
-            front.chunks.pop_front();
-        }
-    }
+    request: &ResumeRequest,
+) -> Result<Arc<Inner>, String> {
+    let inner = acceptor
+        .sessions()
+        .find(request.token)
+        .ok_or("no session waits under this token: it has ended, or the token was used")?;
     let old = {
         let now = inner.clock.now();
         let mut core = inner.lock();
-        match core.session.resume(now, &request, new_token(), link.info()) {
-            Ok(_) => {
-                let old = core.relink(Some(link.clone()));
-                acceptor.sessions().update(&inner, &mut core);
-                old
-            }
-            Err(error) => return Err((front, error.to_string())),
-        }
+        core.session
+            .resume(now, request, new_token(), link.info())
+            .map_err(|error| error.to_string())?;
+        let old = core.relink(Some(link.clone()));
+        acceptor.sessions().update(&inner, &mut core);
+        old
     };
     debug!(carrier = %link.carrier(), "session resumed");
     if let Some(old) = old {
         old.abandon("the session goes on over another carrier");
     }
-    inner.begin(front);
-    inner.supervisor.notify_one();
-    Ok(())
+    Ok(inner)
 }
 
 /// Tells a client that its session cannot go on.

@@ -95,8 +95,9 @@ impl Ladder {
     fn order(&self) -> Vec<Carrier> {
         let winner = *self.winner.lock().unwrap_or_else(PoisonError::into_inner);
         let mut order = self.carriers.clone();
-        if let Some(at) = order.iter().position(|carrier| Some(*carrier) == winner) {
-            order.get_mut(..=at).map(|front| front.rotate_right(1));
+        let at = order.iter().position(|carrier| Some(*carrier) == winner);
+        if let Some(front) = at.and_then(|at| order.get_mut(..=at)) {
+            front.rotate_right(1);
         }
         order
     }

@@ -156,9 +156,12 @@ pub(crate) enum Command {
 /// Arguments of [`Command::Up`].
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Where to listen, on UDP and TCP; port 0 takes any free one [default: [::]:4433]
+    /// Where to listen, on UDP (unless it is blocked) and TCP; port 0 takes any free one [default: [::]:4433]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Leave UDP alone, so that clients come over TCP: how they fare behind many a firewall
+    #[arg(long)]
+    pub(crate) block_udp: bool,
     /// Settings in TOML
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -489,7 +492,7 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Parsed {
         if let Some(name) = CLIENT_ONLY.iter().find(|name| given(name)) {
             let error = command.error(
                 clap::error::ErrorKind::ArgumentConflict,
-                format!("`up` runs a node and has no option --{name}; it takes --data, --listen and --config"),
+                format!("`up` runs a node and has no option --{name}; it takes --data, --listen, --block-udp and --config"),
             );
             return refused(&error, format, color);
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use remus::{Client, ErrorCode, LocalCa, Trust};
 use remus_transport::webtransport::{CONNECT_TIMEOUT, Target};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpStream, UdpSocket};
 
 use crate::cli::{Carrier, Connection};
 use crate::failure::{Failure, Outcome};
@@ -224,14 +224,14 @@ fn trust(options: &Connection, target: &Target) -> Outcome<(Trust, Roots)> {
 /// Returns when the operating system has said for each address of the host that nothing listens on the port, and never otherwise.
 ///
 /// QUIC cannot tell this from silence and would wait its whole time: an answer of that kind may be forged. Here it ends a command
-/// that a person waits for, so the worst that a forger achieves is another try.
+/// that a person waits for, so the worst that a forger achieves is another try. A node may leave UDP alone, so TCP is asked as well.
 async fn nobody_listens(target: &Target) {
     let Ok(addresses) = tokio::net::lookup_host((target.host(), target.port())).await else {
         return std::future::pending().await;
     };
     let mut asked: u32 = 0;
     for address in addresses.take(ADDRESSES_MAX) {
-        if !refuses(address).await {
+        if !(refuses(address).await && refuses_tcp(address).await) {
             return std::future::pending().await;
         }
         asked = asked.saturating_add(1);
@@ -267,6 +267,14 @@ async fn refuses(address: SocketAddr) -> bool {
     false
 }
 
+async fn refuses_tcp(address: SocketAddr) -> bool {
+    let patience = PROBE_PAUSE.saturating_mul(PROBES);
+    let connecting = tokio::time::timeout(patience, TcpStream::connect(address));
+    connecting
+        .await
+        .is_ok_and(|connected| connected.is_err_and(is_refusal))
+}
+
 fn is_refusal(error: std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::ConnectionRefused
 }
@@ -291,6 +299,12 @@ mod tests {
             assert!(!refuses(address).await);
             drop(silent);
             assert!(refuses(address).await);
+
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            assert!(!refuses_tcp(address).await);
+            drop(listener);
+            assert!(refuses_tcp(address).await);
         });
     }
 

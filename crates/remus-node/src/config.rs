@@ -75,6 +75,9 @@ pub struct Settings {
     /// `listen`, `REMUS_LISTEN`, `--listen`: where the node listens, on UDP and TCP. Default `[::]:4433`, which takes IPv4 as
     /// well. Port 0 takes any free one.
     pub listen: Option<SocketAddr>,
+    /// `block_udp`, `REMUS_BLOCK_UDP`, `--block-udp`: whether the node leaves UDP alone, so that clients come over TCP. Default
+    /// no.
+    pub block_udp: Option<bool>,
     /// `names`, `REMUS_NAMES` (separated by commas): DNS names and addresses in the node's certificate, beside `localhost` and
     /// the machine's own name. At most 60.
     pub names: Option<Vec<String>>,
@@ -99,6 +102,7 @@ pub struct Settings {
 pub struct Config {
     data: PathBuf,
     listen: SocketAddr,
+    block_udp: bool,
     names: Vec<String>,
     allowed_origins: Vec<String>,
     grace: Duration,
@@ -153,6 +157,7 @@ impl Config {
             listen: settings
                 .listen
                 .unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, DEFAULT_PORT).into()),
+            block_udp: settings.block_udp.unwrap_or_default(),
             names: settings.names.unwrap_or_default(),
             allowed_origins: settings.allowed_origins.unwrap_or_default(),
             grace: settings.grace.unwrap_or(DEFAULT_GRACE),
@@ -174,10 +179,16 @@ impl Config {
         &self.data
     }
 
-    /// Where the node listens, on UDP and TCP.
+    /// Where the node listens, on UDP and TCP, or on TCP alone where [`Config::block_udp`] says so.
     #[must_use]
     pub fn listen(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// Whether it listens on TCP alone.
+    #[must_use]
+    pub fn block_udp(&self) -> bool {
+        self.block_udp
     }
 
     /// Names in the certificate beside the machine's own.
@@ -275,7 +286,7 @@ struct Key {
 }
 
 /// Every setting there is.
-const KEYS: [Key; 9] = [
+const KEYS: [Key; 10] = [
     Key {
         name: "data",
         variable: "REMUS_DATA",
@@ -289,6 +300,14 @@ const KEYS: [Key; 9] = [
         variable: "REMUS_LISTEN",
         put: |settings, value| {
             settings.listen = Some(address(&text(value)?)?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "block_udp",
+        variable: "REMUS_BLOCK_UDP",
+        put: |settings, value| {
+            settings.block_udp = Some(truth(value)?);
             Ok(())
         },
     },
@@ -356,6 +375,7 @@ enum Value {
     Variable(OsString),
     Text(String),
     Number(String),
+    Truth(bool),
     List(Vec<String>),
     /// Something that no setting is; the text says what.
     Other(&'static str),
@@ -366,6 +386,7 @@ impl Value {
         match self {
             Self::Variable(_) | Self::Text(_) => "text",
             Self::Number(_) => "a number",
+            Self::Truth(_) => "true or false",
             Self::List(_) => "a list",
             Self::Other(kind) => kind,
         }
@@ -379,6 +400,18 @@ fn text(value: Value) -> Result<String, String> {
             .into_string()
             .map_err(|_| "must be valid UTF-8".to_owned()),
         other => Err(format!("must be text in quotes, not {}", other.kind())),
+    }
+}
+
+fn truth(value: Value) -> Result<bool, String> {
+    match value {
+        Value::Truth(truth) => Ok(truth),
+        Value::Variable(_) => match text(value)?.as_str() {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            other => Err(format!("must be true or false, not {other:?}")),
+        },
+        other => Err(format!("must be true or false, not {}", other.kind())),
     }
 }
 
@@ -512,6 +545,7 @@ impl Settings {
         }
         take(&mut self.data, above.data);
         take(&mut self.listen, above.listen);
+        take(&mut self.block_udp, above.block_udp);
         take(&mut self.names, above.names);
         take(&mut self.allowed_origins, above.allowed_origins);
         take(&mut self.grace, above.grace);

@@ -42,7 +42,7 @@ pub struct NodeDescription {
     pub name: String,
     /// The software's version.
     pub version: String,
-    /// Where it listens, on UDP and TCP.
+    /// Where it listens, on TCP and, unless it is blocked, on UDP.
     pub listen: SocketAddr,
     /// When it started, in s since the Unix epoch.
     pub started: u64,
@@ -130,7 +130,7 @@ fn describe(connection: &remus::Connection) -> Peer {
     let micros = |path: remus::PathEstimate| u64::try_from(path.rtt.as_micros()).ok();
     Peer {
         address: connection.remote_address(),
-        carrier: "webtransport".to_owned(),
+        carrier: connection.carrier().name().to_owned(),
         calls: statistics.requests_in,
         open_calls,
         bytes_in: statistics.bytes_in,

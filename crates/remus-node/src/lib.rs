@@ -1,7 +1,7 @@
 //! One node: the services, topics and listeners behind `remus up`.
 //!
 //! [`Node::start`] takes a [`Config`] and gives a node that runs: QUIC (WebTransport and HTTP/3) and TCP (HTTP/2 and HTTP/1.1) on one
-//! port, with an identity of its own, and these services:
+//! port, or TCP alone, with an identity of its own, and these services:
 //!
 //! | service | is |
 //! | --- | --- |
@@ -36,6 +36,7 @@ pub mod host;
 mod lock;
 mod node;
 mod port;
+mod transports;
 pub mod web;
 
 pub use config::{Config, ConfigError, FileLimits, Settings, data_directory};

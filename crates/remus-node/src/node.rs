@@ -2,7 +2,7 @@
 //!
 //! | thread | does |
 //! | --- | --- |
-//! | `remus-shard-N` | one tokio runtime with its own QUIC socket on the common port, and a share in the TCP listener; each connection stays on its thread |
+//! | `remus-shard-N` | one tokio runtime with its own QUIC socket on the common port (unless UDP is blocked), and a share in the TCP listener; each connection stays on its thread |
 //! | `remus-renewal` | the renewal of the certificate |
 //! | `remus-host` | watches the machine |
 //!
@@ -34,6 +34,7 @@ use crate::files::{Files, FilesError};
 use crate::host::{Host, HostThread};
 use crate::lock::{DataError, DataLock};
 use crate::port::{self, Port, PortError, Protocol};
+use crate::transports;
 use crate::web::{self, Site};
 
 /// Threads of one shard that read and write files at a time: what a disk does in parallel. What is more, waits.
@@ -115,7 +116,7 @@ impl Node {
     /// [`NodeError`]; nothing is left running then.
     pub fn start(config: &Config) -> Result<Self, NodeError> {
         let lock = DataLock::acquire(config.data())?;
-        let Port { listener, address } = port::take(config.listen())?;
+        let Port { listener, address } = port::take(config.listen(), config.block_udp())?;
         let authority = Arc::new(LocalCa::load_or_create(config.data(), &names(config))?);
         let files = Files::open(config.data(), config.files())?;
 
@@ -190,7 +191,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Where it listens, on UDP and TCP, with the port's real number.
+    /// Where it listens, with the port's real number.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -309,7 +310,11 @@ impl Node {
         for origin in config.allowed_origins() {
             builder = builder.allow_origin(origin);
         }
-        let pages = self.site.router();
+        let mut pages = self.site.router();
+        if config.block_udp() {
+            builder = builder.without_quic();
+            pages = transports::without_udp(pages);
+        }
         builder = builder.http(move |request| Box::pin(web::answer(request, pages.clone())));
         let server = {
             let _context = runtime.enter();

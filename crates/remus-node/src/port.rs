@@ -39,7 +39,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A port that is ours on TCP and was free on UDP.
+/// A port that is ours on TCP and was free on UDP, where that was asked for.
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) listener: TcpListener,
@@ -88,10 +88,10 @@ pub enum PortError {
     },
 }
 
-/// Takes `address` on TCP, and checks that it is free on UDP. Port 0 takes any that is free on both.
+/// Takes `address` on TCP, and checks that it is free on UDP unless it `is_tcp_only`. Port 0 takes any that is free on both.
 ///
 /// `[::]` means all addresses; where the machine has no IPv6, all are those of IPv4.
-pub(crate) fn take(address: SocketAddr) -> Result<Port, PortError> {
+pub(crate) fn take(address: SocketAddr, is_tcp_only: bool) -> Result<Port, PortError> {
     let address = if address.ip() == IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) && !has_ipv6() {
         (Ipv4Addr::UNSPECIFIED, address.port()).into()
     } else {
@@ -108,6 +108,9 @@ pub(crate) fn take(address: SocketAddr) -> Result<Port, PortError> {
         let address = listener
             .local_addr()
             .map_err(|source| explain(address, Protocol::Tcp, source))?;
+        if is_tcp_only {
+            return Ok(Port { listener, address });
+        }
         match probe(address) {
             Ok(()) => return Ok(Port { listener, address }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
@@ -182,7 +185,7 @@ mod tests {
 
     #[test]
     fn port_zero_takes_one_that_is_free_on_both() {
-        let port = take(loopback(0)).unwrap();
+        let port = take(loopback(0), false).unwrap();
         assert_ne!(port.address.port(), 0);
         UdpSocket::bind(port.address).unwrap();
     }
@@ -191,10 +194,10 @@ mod tests {
     fn a_port_that_listens_on_tcp_is_taken_by_this_process() {
         let holder = TcpListener::bind(loopback(0)).unwrap();
         let address = holder.local_addr().unwrap();
-        assert_taken(take(address), address, Protocol::Tcp);
+        assert_taken(take(address, false), address, Protocol::Tcp);
         // All addresses include the taken one.
         let all = (Ipv6Addr::UNSPECIFIED, address.port()).into();
-        assert_taken(take(all), all, Protocol::Tcp);
+        assert_taken(take(all, false), all, Protocol::Tcp);
     }
 
     #[test]
@@ -203,9 +206,11 @@ mod tests {
         socket.set_reuse_port(true).unwrap();
         socket.bind(&loopback(0).into()).unwrap();
         let address = socket.local_addr().unwrap().as_socket().unwrap();
-        assert_taken(take(address), address, Protocol::Udp);
+        assert_taken(take(address, false), address, Protocol::Udp);
+        // Whoever leaves UDP alone does not mind.
+        take(address, true).unwrap();
         drop(socket);
-        take(address).unwrap();
+        take(address, false).unwrap();
     }
 
     #[track_caller]
@@ -239,7 +244,7 @@ mod tests {
     #[test]
     fn an_address_of_another_machine_is_refused_as_such() {
         // 192.0.2.0/24 is for documentation, so no machine has it. RFC 5737.
-        let error = take("192.0.2.7:0".parse().unwrap()).unwrap_err();
+        let error = take("192.0.2.7:0".parse().unwrap(), false).unwrap_err();
         assert!(matches!(error, PortError::NotLocal { .. }), "{error}");
     }
 }

@@ -15,7 +15,7 @@ use remus_session::{Answer, Grant, SessionConfig};
 use remus_transport::quic::{self, EndpointError, ShardGroup};
 use remus_transport::web::{self, Answering, Body as HttpBody, Links};
 use remus_transport::webtransport::{self, Acceptor, DEFAULT_PORT};
-use remus_transport::{Connection, Dispatch, Handler, PeerRequest, Sessions, tcp};
+use remus_transport::{Carrier, Connection, Dispatch, Handler, PeerRequest, Sessions, tcp};
 use remus_wire::{
     AuthMethod, AuthenticationRecord, Capabilities, ErrorCode, ErrorRecord, Health, Load, Query,
     QueryAnswer, ServiceId, ServiceRecord, ServiceVersion,
@@ -76,12 +76,14 @@ pub struct ServerBuilder {
     origins: Vec<String>,
     authenticator: Arc<dyn Authenticator>,
     http: Option<Pages>,
+    /// Whether it listens on UDP.
+    has_quic: bool,
     tcp: Tcp,
 }
 
 /// Whether and how a server listens on TCP.
 enum Tcp {
-    /// On the number that it has on UDP.
+    /// On the number that it has on UDP, where it listens there.
     Bind,
     Given(TcpListener),
     No,
@@ -94,6 +96,9 @@ pub enum BindError {
     /// No certificate was given.
     #[error("no identity was set: a server needs a certificate")]
     NoIdentity,
+    /// It was told to listen neither on UDP nor on TCP.
+    #[error("nobody could connect: the server is to listen neither on UDP nor on TCP")]
+    NoCarrier,
     /// A setting is outside its range.
     #[error(transparent)]
     Config(#[from] remus_session::ConfigError),
@@ -194,7 +199,15 @@ impl ServerBuilder {
         self
     }
 
-    /// Opens the socket, on the tokio runtime in which it is called. Connections wait until [`Server::serve`].
+    /// Opens no UDP socket: sessions come over TCP, which is to say by every carrier but WebTransport.
+    ///
+    /// This is what clients find behind a firewall that lets no UDP through.
+    pub fn without_quic(mut self) -> Self {
+        self.has_quic = false;
+        self
+    }
+
+    /// Opens the sockets, on the tokio runtime in which it is called. Connections wait until [`Server::serve`].
     ///
     /// # Errors
     ///
@@ -205,15 +218,29 @@ impl ServerBuilder {
         let tls = server_config(self.policy, Arc::clone(&identity), alpn::QUIC)?;
         let tcp_tls = server_config(self.policy, identity, alpn::TCP)?;
         let is_shared = matches!(&self.shard, Some((group, _)) if group.count() > 1);
-        let (socket, listener) = listen(self.listen, is_shared, self.tcp)?;
-        let endpoint = match &self.shard {
-            Some((group, number)) => quic::shard_endpoint(socket, tls, group, *number)?,
-            None => quic::server_endpoint(socket, tls)?,
+        let (socket, listener) = listen(self.listen, is_shared, self.has_quic, self.tcp)?;
+        let endpoint = match (socket, &self.shard) {
+            (None, _) => None,
+            (Some(socket), Some((group, number))) => {
+                Some(quic::shard_endpoint(socket, tls, group, *number)?)
+            }
+            (Some(socket), None) => Some(quic::server_endpoint(socket, tls)?),
         };
-        let address = endpoint.local_addr().map_err(|source| BindError::Address {
-            address: self.listen,
-            source,
-        })?;
+        let address = match (&endpoint, &listener) {
+            (Some(endpoint), _) => endpoint.local_addr().map_err(|source| BindError::Address {
+                address: self.listen,
+                source,
+            })?,
+            (None, Some(listener)) => {
+                listener
+                    .local_addr()
+                    .map_err(|source| BindError::TcpAddress {
+                        address: self.listen,
+                        source,
+                    })?
+            }
+            (None, None) => return Err(BindError::NoCarrier),
+        };
         let tcp = match listener {
             None => None,
             Some(listener) => {
@@ -251,12 +278,13 @@ impl ServerBuilder {
     }
 }
 
-/// The sockets of one port number.
+/// The sockets of one port number, as far as they are wanted.
 fn listen(
     address: SocketAddr,
     is_shared: bool,
+    has_quic: bool,
     tcp: Tcp,
-) -> Result<(UdpSocket, Option<TcpListener>), BindError> {
+) -> Result<(Option<UdpSocket>, Option<TcpListener>), BindError> {
     let udp =
         || quic::bind(address, is_shared).map_err(|source| BindError::Address { address, source });
     let mut attempts = if address.port() == 0 {
@@ -265,8 +293,19 @@ fn listen(
         1
     };
     match tcp {
-        Tcp::No => Ok((udp()?, None)),
-        Tcp::Given(listener) => Ok((udp()?, Some(listener))),
+        _ if !has_quic => Ok((
+            None,
+            match tcp {
+                Tcp::No => None,
+                Tcp::Given(listener) => Some(listener),
+                Tcp::Bind => Some(
+                    tcp::bind(address, is_shared)
+                        .map_err(|source| BindError::TcpAddress { address, source })?,
+                ),
+            },
+        )),
+        Tcp::No => Ok((Some(udp()?), None)),
+        Tcp::Given(listener) => Ok((Some(udp()?), Some(listener))),
         Tcp::Bind => loop {
             attempts = attempts.saturating_sub(1);
             let socket = udp()?;
@@ -274,7 +313,7 @@ fn listen(
                 .local_addr()
                 .map_err(|source| BindError::Address { address, source })?;
             match tcp::bind(address, is_shared) {
-                Ok(listener) => return Ok((socket, Some(listener))),
+                Ok(listener) => return Ok((Some(socket), Some(listener))),
                 Err(error) if error.kind() == ErrorKind::AddrInUse && attempts > 0 => {}
                 Err(source) => return Err(BindError::TcpAddress { address, source }),
             }
@@ -290,9 +329,10 @@ impl std::fmt::Debug for ServerBuilder {
     }
 }
 
-/// Serves a router on one port, of UDP and of TCP. Its connections and handlers run on the tokio runtime on which it was bound.
+/// Serves a router on one port, of UDP and of TCP unless one of them is left out. Its connections and handlers run on the tokio runtime on which it was bound.
 pub struct Server {
-    endpoint: quinn::Endpoint,
+    /// `None` where nothing is served over UDP.
+    endpoint: Option<quinn::Endpoint>,
     tcp: Option<(tokio::net::TcpListener, Arc<ServerConfig>)>,
     address: SocketAddr,
     gate: Arc<Gate>,
@@ -311,6 +351,7 @@ impl Server {
             origins: Vec::new(),
             authenticator: Arc::new(Anonymous),
             http: None,
+            has_quic: true,
             tcp: Tcp::Bind,
         }
     }
@@ -319,6 +360,18 @@ impl Server {
     #[must_use]
     pub fn local_address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// By which carriers it can be reached, the preferred one first.
+    #[must_use]
+    pub fn carriers(&self) -> Vec<Carrier> {
+        let is_there = |carrier: &Carrier| match carrier {
+            Carrier::WebTransport => self.endpoint.is_some(),
+            Carrier::WebSocket => self.tcp.is_some(),
+            // Over HTTP/3, or over HTTP on TCP: one of them is there.
+            _ => true,
+        };
+        Carrier::ALL.into_iter().filter(is_there).collect()
     }
 
     /// Looks at the sessions that are open, from any thread, also while it serves.
@@ -337,11 +390,14 @@ impl Server {
     pub async fn serve_with_grace(self, stop: impl Future<Output = ()>, grace: Duration) {
         let stopping = CancellationToken::new();
         let gate: Arc<dyn Acceptor> = Arc::clone(&self.gate) as Arc<dyn Acceptor>;
-        let over_udp =
-            webtransport::serve(self.endpoint.clone(), Arc::clone(&gate), stopping.clone());
+        let over_udp = async {
+            if let Some(endpoint) = &self.endpoint {
+                webtransport::serve(endpoint.clone(), Arc::clone(&gate), stopping.clone()).await;
+            }
+        };
         let over_tcp = async {
             if let Some((listener, tls)) = self.tcp {
-                tcp::serve(listener, tls, gate, stopping.clone()).await;
+                tcp::serve(listener, tls, Arc::clone(&gate), stopping.clone()).await;
             }
         };
         let serving = async { tokio::join!(over_udp, over_tcp) };
@@ -371,11 +427,14 @@ impl Server {
         stopping.cancel();
         // Who is held on a link is let go, so that the connections can end.
         self.gate.links.end().await;
-        self.endpoint
-            .close(0_u32.into(), b"the server has shut down");
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.close(0_u32.into(), b"the server has shut down");
+        }
         serving.await;
-        // A peer that never acknowledges cannot hold the process.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        if let Some(endpoint) = &self.endpoint {
+            // A peer that never acknowledges cannot hold the process.
+            let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        }
     }
 }
 

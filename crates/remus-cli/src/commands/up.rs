@@ -18,6 +18,7 @@ pub(crate) async fn run(command: Up, data: Option<PathBuf>, output: &Output) -> 
     let flags = Settings {
         data,
         listen: command.listen,
+        block_udp: command.block_udp.then_some(true),
         ..Settings::default()
     };
     let config = Config::load(command.config.as_deref(), flags).map_err(misconfigured)?;

@@ -7,6 +7,7 @@
 )]
 
 mod bench;
+mod carriers;
 mod files;
 mod killed;
 mod node;

@@ -45,6 +45,7 @@ fn every_key_is_read_from_a_file() {
         r#"
         data = "/srv/remus"
         listen = "127.0.0.1:5000"
+        block_udp = true
         names = ["node.example.org"]
         allowed_origins = ["HTTPS://App.example.org"]
         grace_ms = 1_500
@@ -58,6 +59,7 @@ fn every_key_is_read_from_a_file() {
     let expected = Settings {
         data: Some("/srv/remus".into()),
         listen: Some("127.0.0.1:5000".parse().unwrap()),
+        block_udp: Some(true),
         names: Some(vec!["node.example.org".into()]),
         allowed_origins: Some(vec!["https://app.example.org".into()]),
         grace: Some(Duration::from_millis(1500)),
@@ -280,4 +282,24 @@ fn a_file_that_cannot_be_read_is_named() {
     let (_directory, path) = file(&"#".repeat(2 << 20));
     let error = Config::load(Some(&path), Settings::default()).unwrap_err();
     assert!(error.to_string().ends_with("it is over 1 MiB"));
+}
+
+#[test]
+fn yes_and_no_are_told_from_anything_else() {
+    let blocked = |value: &'static str| {
+        let environment = |name: &str| (name == "REMUS_BLOCK_UDP").then(|| value.into());
+        let flags = Settings {
+            data: Some("data".into()),
+            ..Settings::default()
+        };
+        Config::resolve(None, &environment, flags).map(|config| config.block_udp())
+    };
+    for (text, expected) in [("true", true), ("1", true), ("false", false), ("0", false)] {
+        assert_eq!(blocked(text).unwrap(), expected, "{text}");
+    }
+    assert_eq!(
+        blocked("maybe").unwrap_err().to_string(),
+        "environment: `REMUS_BLOCK_UDP` must be true or false, not \"maybe\""
+    );
+    assert!(message("block_udp = 1\n").ends_with("must be true or false, not a number"));
 }

@@ -24,6 +24,7 @@ use remus::{
     Service, Streaming, SubscribeOptions,
 };
 use remus_testing::Rng;
+use remus_testing::chaos::Proxy;
 use support::Host;
 
 /// How often each numbered call was executed.
@@ -170,19 +171,40 @@ async fn back_in_service(client: &Client) {
         .unwrap();
 }
 
+/// How a carrier is taken from a session.
+enum Harm {
+    /// By asking for it: dropped as if the network had broken, or left for another one.
+    Demand,
+    /// By a network that resets every TCP connection and swallows every datagram for a while.
+    Network,
+}
+
 /// The test that matters.
-async fn everything_moves(carriers: &[Carrier]) {
+async fn everything_moves(carriers: &[Carrier], harm: Harm, moves: u32, mib: u32) {
     let seed = std::env::var("REMUS_SEED").map_or_else(
         |_| u64::from(std::process::id()),
         |seed| seed.parse().unwrap(),
     );
-    let moves = size_of("REMUS_MOVES", 50);
-    let count = size_of("REMUS_MIB", 48) * 1024 * 1024 / ELEMENT as u32;
+    let moves = size_of("REMUS_MOVES", moves);
+    let count = size_of("REMUS_MIB", mib) * 1024 * 1024 / ELEMENT as u32;
     println!("REMUS_SEED={seed}, {moves} moves, {count} elements each way");
     let mut rng = Rng::new(seed);
     let executed = Executed::default();
     let host = Host::start(services(Arc::clone(&executed))).await;
-    let client = client(&host, carriers).await;
+    let proxy = Proxy::to(host.url.trim_start_matches("remus://").parse().unwrap())
+        .seed(seed)
+        .start()
+        .await
+        .unwrap();
+    let network = proxy.handle();
+    let client = Client::builder(&format!("remus://{}", proxy.address()))
+        .trust(host.trust.clone())
+        .carriers(carriers.iter().copied())
+        .idle_timeout(Duration::from_secs(1)) // how soon silence is noticed
+        .head_start(Duration::from_millis(50))
+        .connect()
+        .await
+        .unwrap();
     let publisher = support_publisher(&host).await;
     let before = client.connection().await.unwrap();
     before.active().await.unwrap();
@@ -235,9 +257,21 @@ async fn everything_moves(carriers: &[Carrier]) {
             assert!(!downloading.is_finished() || !uploading.is_finished() || step == moves);
         }
         let connection = client.connection().await.unwrap();
+        let from = connection.carrier();
+        if matches!(harm, Harm::Network) {
+            println!("{step}: the network fails under {from}");
+            network.udp(|udp| udp.black_hole = true);
+            network.reset_tcp();
+            // New connections over TCP go through. So many answers came by what the client found instead.
+            let before = executed.lock().unwrap().len();
+            while executed.lock().unwrap().len() < before + 200 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            network.udp(|udp| udp.black_hole = false);
+        }
         let wanted = *rng.pick(carriers).unwrap();
         let from = connection.carrier();
-        if rng.chance(1, 3) {
+        if matches!(harm, Harm::Demand) && rng.chance(1, 3) {
             println!("{step}: cut {from}");
             connection.drop_carrier();
         } else {
@@ -279,7 +313,12 @@ async fn support_publisher(host: &Host) -> Client {
 
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_however_the_carrier_changes() {
-    everything_moves(&Carrier::ALL).await;
+    everything_moves(&Carrier::ALL, Harm::Demand, 50, 48).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_or_doubled_however_the_network_fails() {
+    everything_moves(&Carrier::ALL, Harm::Network, 8, 16).await;
 }
 
 #[tokio::test]

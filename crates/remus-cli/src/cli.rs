@@ -43,6 +43,15 @@ pub(crate) struct Talk {
     /// Only data and errors: no notes, no progress
     #[arg(short, long, global = true, help_heading = "Output")]
     pub(crate) quiet: bool,
+    /// More notes: the carrier in use, and every change of it
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = "Output",
+        conflicts_with = "quiet"
+    )]
+    pub(crate) verbose: bool,
     /// What to log on standard error, such as debug, or warn,remus=trace [default: warn; for up: info]
     #[arg(long, value_name = "FILTER", env = "REMUS_LOG", hide_env_values = true)]
     #[arg(global = true, help_heading = "Output")]
@@ -90,9 +99,16 @@ pub(crate) struct Connection {
     #[arg(long, value_name = "SHA256", global = true, help_heading = "Node")]
     #[arg(conflicts_with = "ca")]
     pub(crate) pin: Option<Fingerprint>,
-    /// Use this carrier and no other
-    #[arg(long, value_enum, global = true, help_heading = "Node")]
-    pub(crate) carrier: Option<Carrier>,
+    /// Use these carriers and no others, the preferred one first; may be repeated [default: all of them]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_enum,
+        value_delimiter = ',',
+        global = true
+    )]
+    #[arg(help_heading = "Node")]
+    pub(crate) carrier: Vec<Carrier>,
     /// How long the command may take in all, such as 500ms, 10s or 2m [default: 10s to connect, 30s for an answer]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     #[arg(global = true, help_heading = "Node")]
@@ -105,9 +121,30 @@ const CLIENT_ONLY: [&str; 5] = ["url", "ca", "pin", "carrier", "timeout"];
 /// What frames travel on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Carrier {
-    /// WebTransport over HTTP/3
+    /// WebTransport over HTTP/3, on UDP
     #[value(name = "webtransport")]
     WebTransport,
+    /// A WebSocket, on TCP
+    #[value(name = "websocket")]
+    WebSocket,
+    /// HTTP requests that wait for their answers, on UDP or TCP
+    #[value(name = "http-poll")]
+    LongPoll,
+    /// HTTP requests one way and server-sent events the other, on TCP
+    #[value(name = "http-events")]
+    ServerSentEvents,
+}
+
+impl Carrier {
+    /// The same to the library.
+    pub(crate) fn named(self) -> remus::Carrier {
+        match self {
+            Self::WebTransport => remus::Carrier::WebTransport,
+            Self::WebSocket => remus::Carrier::WebSocket,
+            Self::LongPoll => remus::Carrier::LongPoll,
+            Self::ServerSentEvents => remus::Carrier::ServerSentEvents,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -628,6 +665,21 @@ mod tests {
     }
 
     #[test]
+    fn carriers_are_named_one_by_one_or_together() {
+        for line in [
+            "ls --carrier http-poll,websocket",
+            "ls --carrier http-poll --carrier websocket",
+        ] {
+            let expected = vec![Carrier::LongPoll, Carrier::WebSocket];
+            assert_eq!(cli(line).connection.carrier, expected, "{line}");
+        }
+        for carrier in Carrier::value_variants() {
+            let value = carrier.to_possible_value().unwrap();
+            assert_eq!(value.get_name(), carrier.named().name());
+        }
+    }
+
+    #[test]
     fn up_has_no_options_of_clients() {
         for option in [
             "--url remus://h",
@@ -649,7 +701,7 @@ mod tests {
             ("ls --no-such", "unexpected argument '--no-such'"),
             (
                 "ls --carrier carrier-pigeon",
-                "possible values: webtransport",
+                "possible values: webtransport, websocket, http-poll, http-events",
             ),
             ("ls --timeout soon", "the units are ms, s, m and h"),
             ("ls --timeout 10y", "the units are ms, s, m and h"),

@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use remus::{Client, ErrorCode, LocalCa, Trust};
+use remus::{Carrier, Client, ConnectionStatus, ErrorCode, LocalCa, SessionConfig, Trust};
 use remus_transport::webtransport::{CONNECT_TIMEOUT, Target};
 use tokio::net::{TcpStream, UdpSocket};
 
-use crate::cli::{Carrier, Connection};
+use crate::cli::Connection;
 use crate::failure::{Failure, Outcome};
+use crate::output::Output;
 
 /// How often each address is asked whether anything listens there: a datagram may be lost.
 const PROBES: u32 = 3;
@@ -39,6 +40,7 @@ enum Roots {
 pub(crate) struct Node {
     pub(crate) client: Client,
     target: Target,
+    carriers: Vec<Carrier>,
     roots: Roots,
     deadline: Option<Instant>,
 }
@@ -59,15 +61,22 @@ impl Node {
 
     /// The node at `url`, with everything else as the options say.
     pub(crate) fn at(url: &str, options: &Connection) -> Outcome<Self> {
-        // The only one there is; the match makes the next one a decision.
-        match options.carrier {
-            None | Some(Carrier::WebTransport) => {}
-        }
         let target = Target::parse(url).map_err(|error| {
             Failure::usage(error.to_string()).hint("a URL such as remus://localhost:4433")
         })?;
         let (trust, roots) = trust(options, &target)?;
-        let mut builder = Client::builder(url).trust(trust);
+        let mut carriers = Vec::new();
+        for carrier in options.carrier.iter().map(|carrier| carrier.named()) {
+            if !carriers.contains(&carrier) {
+                carriers.push(carrier);
+            }
+        }
+        if carriers.is_empty() {
+            carriers.extend(Carrier::ALL);
+        }
+        let mut builder = Client::builder(url)
+            .trust(trust)
+            .carriers(carriers.iter().copied());
         if let Some(timeout) = options.timeout {
             builder = builder
                 .connect_timeout(timeout.min(CONNECT_TIMEOUT))
@@ -81,6 +90,7 @@ impl Node {
         Ok(Self {
             client,
             target,
+            carriers,
             roots,
             deadline,
         })
@@ -99,12 +109,26 @@ impl Node {
 
     /// Connects, and gives up at once where nothing listens.
     pub(crate) async fn connect(&self) -> Result<remus::Connection, Failure> {
+        let ports = Ports::of(&self.carriers);
         tokio::select! {
             connected = self.client.connection() => {
                 connected.map_err(|error| self.unreachable(&error))
             }
-            () = nobody_listens(&self.target) => Err(self.silent("nothing listens on that port")),
+            () = nobody_listens(&self.target, ports) => Err(self.silent(ports.refused())),
         }
+    }
+
+    /// The same, and from now on a person hears what becomes of the connection: notes of lost carriers, and with `--verbose` of
+    /// each carrier.
+    pub(crate) async fn connect_and_tell(
+        &self,
+        output: &Output,
+    ) -> Result<remus::Connection, Failure> {
+        let connection = self.connect().await?;
+        let (name, followed, output) = (self.name(), connection.clone(), output.clone());
+        // Ends with the connection, or with the command.
+        tokio::spawn(async move { tell(&name, &followed, &output).await });
+        Ok(connection)
     }
 
     /// Says goodbye, so that the node need not wait for the silence to become long, and gives it up after [`CLOSING_MAX`].
@@ -160,7 +184,7 @@ impl Node {
         let hint = if is_local(&self.target) {
             "start one with `remus up`, or name another with --url"
         } else {
-            "check the name and that UDP reaches it, or name another node with --url"
+            "check the name and that UDP or TCP reaches it, or name another node with --url"
         };
         Failure::new(
             ErrorCode::UNAVAILABLE,
@@ -221,17 +245,77 @@ fn trust(options: &Connection, target: &Target) -> Outcome<(Trust, Roots)> {
     }
 }
 
+/// Says what becomes of `connection`, until it ends.
+async fn tell(name: &str, connection: &remus::Connection, output: &Output) {
+    let mut status = connection.watch_status();
+    let mut carrier = connection.carrier();
+    let mut lost: Option<Instant> = None;
+    output.detail(&format!("connected to {name} over {carrier}"));
+    while status.changed().await.is_ok() {
+        let now = status.borrow_and_update().clone();
+        match now {
+            ConnectionStatus::Suspended { reason, .. } if lost.is_none() => {
+                lost = Some(Instant::now());
+                // The node may keep the session for a shorter time than this; it does not say.
+                let window = SessionConfig::client().resume_window.as_secs();
+                output.note(&format!(
+                    "carrier lost ({carrier}: {reason}): looking for another one, up to {window} s"
+                ));
+            }
+            ConnectionStatus::Active => {
+                let before = std::mem::replace(&mut carrier, connection.carrier());
+                if let Some(since) = lost.take() {
+                    let gap = since.elapsed().as_secs_f64();
+                    output.note(&format!(
+                        "goes on over {carrier} after {gap:.1} s, with nothing lost"
+                    ));
+                } else if carrier != before {
+                    output.detail(&format!("goes on over {carrier} instead of {before}"));
+                }
+            }
+            ConnectionStatus::Closed(_) => return,
+            _ => {}
+        }
+    }
+}
+
+/// What has to refuse before a command gives up.
+#[derive(Clone, Copy)]
+struct Ports {
+    udp: bool,
+    tcp: bool,
+}
+
+impl Ports {
+    fn of(carriers: &[Carrier]) -> Self {
+        let any = |wanted: fn(&Carrier) -> bool| carriers.iter().any(wanted);
+        Self {
+            // Long-polling tries HTTP/3 first.
+            udp: any(|carrier| matches!(carrier, Carrier::WebTransport | Carrier::LongPoll)),
+            tcp: any(|carrier| *carrier != Carrier::WebTransport),
+        }
+    }
+
+    fn refused(self) -> &'static str {
+        match (self.udp, self.tcp) {
+            (true, false) => "nothing listens on that port, which --carrier limits to UDP",
+            (false, true) => "nothing listens on that port, which --carrier limits to TCP",
+            _ => "nothing listens on that port",
+        }
+    }
+}
+
 /// Returns when the operating system has said for each address of the host that nothing listens on the port, and never otherwise.
 ///
 /// QUIC cannot tell this from silence and would wait its whole time: an answer of that kind may be forged. Here it ends a command
 /// that a person waits for, so the worst that a forger achieves is another try. A node may leave UDP alone, so TCP is asked as well.
-async fn nobody_listens(target: &Target) {
+async fn nobody_listens(target: &Target, ports: Ports) {
     let Ok(addresses) = tokio::net::lookup_host((target.host(), target.port())).await else {
         return std::future::pending().await;
     };
     let mut asked: u32 = 0;
     for address in addresses.take(ADDRESSES_MAX) {
-        if !(refuses(address).await && refuses_tcp(address).await) {
+        if (ports.udp && !refuses(address).await) || (ports.tcp && !refuses_tcp(address).await) {
             return std::future::pending().await;
         }
         asked = asked.saturating_add(1);

@@ -47,7 +47,7 @@ fn run() -> Exit {
             return failure.exit();
         }
     };
-    let output = Output::new(cli.talk.format, cli.talk.color, cli.talk.quiet);
+    let output = Output::new(&cli.talk);
     match execute(cli, &output) {
         Ok(()) | Err(Stop::PipeClosed) => Exit::Ok,
         Err(Stop::Interrupted) => Exit::Interrupted,

@@ -10,7 +10,7 @@ use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cli::{Color, Format};
+use crate::cli::{Color, Format, Talk};
 use crate::failure::{Failure, Outcome, Stop, printable};
 
 /// Pieces of output that may wait for the reader of standard output: enough to keep the writing thread busy, few enough to
@@ -66,6 +66,7 @@ impl Paint {
 pub(crate) struct Output {
     pub(crate) format: Format,
     quiet: bool,
+    verbose: bool,
     /// Whether a person looks at standard output.
     pub(crate) terminal: bool,
     stderr_terminal: bool,
@@ -76,9 +77,9 @@ pub(crate) struct Output {
 
 impl Output {
     /// Looks at what standard output and standard error are. `NO_COLOR`, `CLICOLOR_FORCE` and `TERM=dumb` count where
-    /// `color` is [`Color::Auto`].
-    pub(crate) fn new(format: Format, color: Color, quiet: bool) -> Self {
-        match color {
+    /// the colour is [`Color::Auto`].
+    pub(crate) fn new(talk: &Talk) -> Self {
+        match talk.color {
             Color::Auto => ColorChoice::Auto,
             Color::Always => ColorChoice::Always,
             Color::Never => ColorChoice::Never,
@@ -87,8 +88,9 @@ impl Output {
         let stdout = AutoStream::choice(&io::stdout()) != ColorChoice::Never;
         let stderr = AutoStream::choice(&io::stderr()) != ColorChoice::Never;
         Self {
-            format,
-            quiet,
+            format: talk.format,
+            quiet: talk.quiet,
+            verbose: talk.verbose,
             terminal: io::stdout().is_terminal(),
             stderr_terminal: io::stderr().is_terminal(),
             paint: Paint::when(stdout),
@@ -133,6 +135,13 @@ impl Output {
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
             self.tell("note", self.stderr_paint.tip, text);
+        }
+    }
+
+    /// Tells what only `--verbose` asks for. One line on standard error.
+    pub(crate) fn detail(&self, text: &str) {
+        if self.verbose {
+            self.note(text);
         }
     }
 

@@ -132,23 +132,34 @@ impl Peers {
         options: &Options,
         method: &str,
         ended: &watch::Receiver<bool>,
+        output: &Output,
     ) -> Outcome<Self> {
         let limit = Limit::new(None, ended);
         tokio::select! {
-            peers = Self::connect_all(count, options, method) => peers,
+            peers = Self::connect_all(count, options, method, output) => peers,
             // There is no result yet.
             () = limit.over() => Err(Stop::Interrupted),
         }
     }
 
-    async fn connect_all(count: u32, options: &Options, method: &str) -> Outcome<Self> {
+    async fn connect_all(
+        count: u32,
+        options: &Options,
+        method: &str,
+        output: &Output,
+    ) -> Outcome<Self> {
         let mut peers = Self {
             nodes: Vec::new(),
             connections: Vec::new(),
         };
         for _ in 0..count {
             let node = Node::of(options)?;
-            let connection = node.connect().await?;
+            // The others fare alike, and one line says it.
+            let connection = if peers.nodes.is_empty() {
+                node.connect_and_tell(output).await?
+            } else {
+                node.connect().await?
+            };
             let active = connection.active().await;
             active.map_err(|reason| Failure::from(remus::Error::from(reason)))?;
             peers.connections.push(connection);

@@ -22,7 +22,7 @@ pub(crate) async fn run(command: Call, connection: &Connection, output: &Output)
         check_json(bytes, || input.name())?;
     }
     let node = Node::of(connection)?;
-    with_node(node, async |node| {
+    with_node(node, output, async |node| {
         let caller = Caller {
             node,
             command: &command,

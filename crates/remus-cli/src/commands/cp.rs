@@ -111,7 +111,7 @@ pub(crate) async fn run(command: Copy, options: &Connection, output: &Output) ->
             };
             let node = Node::at(&url, options)?;
             let from = format!("{url}/{path}");
-            let done = with_node(node, async |node| {
+            let done = with_node(node, output, async |node| {
                 timed(download(node, path, sink, output)).await
             });
             (from, shown, done.await?)
@@ -122,7 +122,7 @@ pub(crate) async fn run(command: Copy, options: &Connection, output: &Output) ->
             let node = Node::at(&url, options)?;
             let to = format!("{url}/{path}");
             let overwrite = !command.no_clobber;
-            let done = with_node(node, async |node| {
+            let done = with_node(node, output, async |node| {
                 timed(upload(node, source, &path, overwrite, output)).await
             });
             (local.shown(), to, done.await?)

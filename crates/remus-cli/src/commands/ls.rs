@@ -18,7 +18,7 @@ use super::with_node;
 
 pub(crate) async fn run(command: List, connection: &Connection, output: &Output) -> Outcome {
     let node = Node::of(connection)?;
-    let directory = with_node(node, async |node| {
+    let directory = with_node(node, output, async |node| {
         Directory::fetch(node).await?.ok_or_else(|| {
             Failure::new(
                 ErrorCode::UNIMPLEMENTED,

@@ -46,8 +46,12 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Outcome {
 }
 
 /// Runs `work` with the node, and closes the connection afterwards whatever came of it.
-async fn with_node<T>(node: Node, work: impl AsyncFnOnce(&Node) -> Outcome<T>) -> Outcome<T> {
-    let connection = node.connect().await?;
+async fn with_node<T>(
+    node: Node,
+    output: &Output,
+    work: impl AsyncFnOnce(&Node) -> Outcome<T>,
+) -> Outcome<T> {
+    let connection = node.connect_and_tell(output).await?;
     let outcome = work(&node).await;
     node.leave(&connection).await;
     outcome

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use remus::{ErrorCode, PathEstimate};
+use remus::{ConnectionStatus, ErrorCode, PathEstimate};
 use serde::Serialize;
 
 use crate::cli::{Connection, Ping};
@@ -26,7 +26,7 @@ struct Measured<'a> {
     url: &'a str,
     address: String,
     node: Option<&'a str>,
-    carrier: &'a str,
+    carrier: &'static str,
     protocol: String,
     tls: &'a str,
     key_exchange: Option<&'a str>,
@@ -60,7 +60,7 @@ pub(crate) async fn run(command: Ping, options: &Connection, output: &Output) ->
     let node = Node::of(options)?;
     let mut series = Series::default();
     let outcome = tokio::select! {
-        outcome = with_node(node, async |node| {
+        outcome = with_node(node, output, async |node| {
             measure(node, &command, options, output, &mut series).await
         }) => outcome,
         // Asked for the result so far.
@@ -89,7 +89,6 @@ async fn measure(
     series: &mut Series,
 ) -> Outcome {
     let connection = node.client.connection().await?;
-    let ended = |reason: remus::CloseReason| Failure::from(remus::Error::from(reason));
     connection.active().await.map_err(ended)?;
     let negotiated = connection
         .negotiated()
@@ -120,15 +119,9 @@ async fn measure(
         ))?;
     }
     for seq in 1..=command.count {
-        let path = tokio::time::timeout(ECHO_MAX, connection.ping())
-            .await
-            .map_err(|_| {
-                Failure::new(
-                    ErrorCode::DEADLINE_EXCEEDED,
-                    format!("no echo within {} s", ECHO_MAX.as_secs()),
-                )
-            })?
-            .map_err(ended)?;
+        let path = echo(&connection).await?;
+        // What carried the echo; it may change at any time.
+        let carrier = connection.carrier();
         let PathEstimate {
             latest_rtt,
             clock_offset_us,
@@ -150,7 +143,7 @@ async fn measure(
             })?;
         } else {
             output.line(&format!(
-                "{seq}: round trip {}, clock offset {}",
+                "{seq}: round trip {} over {carrier}, clock offset {}",
                 milliseconds(latest_rtt),
                 offset(clock_offset_us),
             ))?;
@@ -160,6 +153,36 @@ async fn measure(
         }
     }
     Ok(())
+}
+
+fn ended(reason: remus::CloseReason) -> Failure {
+    Failure::from(remus::Error::from(reason))
+}
+
+/// One echo. While there is no carrier it is not missed, and one that went with its carrier is asked for again.
+async fn echo(connection: &remus::Connection) -> Outcome<PathEstimate> {
+    let mut status = connection.watch_status();
+    loop {
+        let is_suspended = matches!(
+            *status.borrow_and_update(),
+            ConnectionStatus::Suspended { .. }
+        );
+        let late = async {
+            if is_suspended {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(ECHO_MAX).await;
+        };
+        tokio::select! {
+            // The driver never goes without a last status.
+            _ = status.changed() => {}
+            path = connection.ping(), if !is_suspended => return Ok(path.map_err(ended)?),
+            () = late => {
+                let text = format!("no echo within {} s", ECHO_MAX.as_secs());
+                return Err(Failure::new(ErrorCode::DEADLINE_EXCEEDED, text).into());
+            }
+        }
+    }
 }
 
 fn milliseconds(duration: Duration) -> String {

@@ -16,7 +16,7 @@ pub(crate) async fn run(command: Publish, connection: &Connection, output: &Outp
         Some(argument) => Input::parse(argument)?.read().await?,
     };
     let node = Node::of(connection)?;
-    with_node(node, async |node| {
+    with_node(node, output, async |node| {
         let topic = &command.topic;
         let bytes = payload.len();
         node.client.publish(topic, payload).await?;

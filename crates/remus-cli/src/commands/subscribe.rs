@@ -62,7 +62,7 @@ async fn follow(
     let mut backoff = Backoff::default();
     let mut subscribed_before = false;
     loop {
-        let lost = match subscribe(node, &command.pattern, &options).await {
+        let lost = match subscribe(node, &command.pattern, &options, output).await {
             Ok(mut subscription) => {
                 if subscribed_before {
                     output.note(&format!(
@@ -123,8 +123,9 @@ async fn subscribe(
     node: &Node,
     pattern: &str,
     options: &SubscribeOptions,
+    output: &Output,
 ) -> Result<remus::RemoteSubscription, Failure> {
-    node.connect().await?;
+    node.connect_and_tell(output).await?;
     Ok(node.client.subscribe(pattern, options.clone()).await?)
 }
 

@@ -29,3 +29,10 @@ fn everything_works_where_no_udp_gets_through() {
     assert_eq!(back.code, Some(0), "{}", back.stderr);
     assert!(back.stdout == content, "{} bytes", back.stdout.len());
 }
+
+#[test]
+fn a_carrier_that_the_node_does_not_have_is_told_at_once() {
+    let node = Node::start_with(&["--block-udp"]);
+    let error = node.run(["ls", "--carrier", "webtransport"]).bad(5);
+    assert!(error.contains("--carrier limits to UDP"), "{error}");
+}

@@ -148,10 +148,39 @@ fn pings_and_tells_how_it_is_connected() {
 }
 
 #[test]
-fn forces_the_carrier_there_is() {
+fn forces_any_carrier_and_tells_which_it_is() {
     let node = Node::start();
-    let arguments = ["ls", "services", "--carrier", "webtransport"];
-    assert!(node.run(arguments).good().contains("host.v1.Host"));
+    for carrier in ["webtransport", "websocket", "http-poll", "http-events"] {
+        let arguments = ["ls", "peers", "--carrier", carrier, "-v", "-o", "json"];
+        let ended = node.run(arguments);
+        assert!(
+            ended.stderr.contains(&format!(" over {carrier}\"")),
+            "{}",
+            ended.stderr
+        );
+        let peers = ended.json();
+        assert!(
+            peers
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|peer| peer["carrier"] == carrier),
+            "{peers}"
+        );
+        let text = node
+            .run(["ping", "--count", "1", "--carrier", carrier])
+            .good();
+        let told: Vec<_> = text.matches(&format!(" over {carrier}")).collect();
+        assert_eq!(told.len(), 2, "{text}");
+        assert!(text.starts_with("localhost:"), "{text}");
+    }
+    let info = node.run([
+        "call",
+        "host.v1.Host/Info",
+        "--carrier",
+        "http-poll,websocket",
+    ]);
+    assert!(info.json()["cores"].is_u64());
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(super) async fn run(
     output: &Output,
     ended: watch::Receiver<bool>,
 ) -> Outcome {
-    let peers = Peers::connect(command.connections, options, ECHO, &ended).await?;
+    let peers = Peers::connect(command.connections, options, ECHO, &ended, output).await?;
     let in_flight = command.in_flight.unwrap_or(match command.rate {
         None => 1,
         Some(_) => IN_FLIGHT_OPEN_LOOP,

@@ -29,7 +29,7 @@ pub(super) async fn run(
     ended: watch::Receiver<bool>,
 ) -> Outcome {
     let method = if command.up { UP } else { DOWN };
-    let peers = Peers::connect(1, options, method, &ended).await?;
+    let peers = Peers::connect(1, options, method, &ended, output).await?;
     let Some(node) = peers.node(0) else {
         return Ok(());
     };

@@ -41,7 +41,7 @@ pub(super) async fn run(
     ended: watch::Receiver<bool>,
 ) -> Outcome {
     let connections = command.subscribers.saturating_add(1);
-    let peers = Peers::connect(connections, options, PUBLISH, &ended).await?;
+    let peers = Peers::connect(connections, options, PUBLISH, &ended, output).await?;
     let Some(publisher) = peers.node(0) else {
         return Ok(());
     };

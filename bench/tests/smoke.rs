@@ -41,7 +41,7 @@ fn every_case_of_remus_comes_out_as_a_line() {
     let lines = lines(&bench(&[
         "--quick",
         "--peers=remus",
-        "--seconds=0.1",
+        "--seconds=1",
         "--in-flight=8",
         "--size=300",
         "--subscribers=3",
@@ -91,7 +91,7 @@ fn peers_are_measured_in_rounds_and_set_against_each_other() {
         "--peers=remus,raw-quinn",
         "--in-flight=4",
         "--rounds=2",
-        "--seconds=0.1",
+        "--seconds=1",
         "--samples",
     ]);
     let lines = lines(&output);
@@ -143,7 +143,7 @@ fn a_driver_without_a_server_fails_and_says_why() {
         "--server-pid",
         &pid,
         "--tls=.",
-        "--seconds=0.1",
+        "--seconds=1",
         "--warm-up-ms=1",
     ]);
     assert!(!output.status.success());

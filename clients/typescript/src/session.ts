@@ -236,6 +236,8 @@ export class Session implements CarrierSink {
 	#asked = false;
 	/** On the carrier that there is, it was asked to go on; then the answer is here, but for the token. */
 	#resuming: "asked" | "answered" | undefined;
+	/** Context of a request to resume: who this client is. Spec: CORE-107. */
+	#identity: Option[] = [];
 	#resumeTimer: ReturnType<typeof setTimeout> | undefined;
 	#windowTimer: ReturnType<typeof setTimeout> | undefined;
 	readonly #streams = new Map<number, Stream>();
@@ -306,7 +308,9 @@ export class Session implements CarrierSink {
 		const token = utf8Encoder.encode(bearer ?? "");
 		this.#sendControl(handshake, encodeRequest({ step: "offer", version }));
 		this.#sendControl(messageTypes.Capability, encodeCapability(capability));
-		this.#sendControl(handshake, encodeRequest({ step: "authenticate", method: bearer === undefined ? 0 : 1, token, claims: "" }));
+		const who = encodeRequest({ step: "authenticate", method: bearer === undefined ? 0 : 1, token, claims: "" });
+		if (bearer !== undefined) this.#identity = [[4, who.subarray(1)]];
+		this.#sendControl(handshake, who);
 		// a Query for nothing in particular, with room for one answer, and an offer of no schemas (CORE-2)
 		const query = new Uint8Array(21);
 		query[16] = 1;
@@ -448,7 +452,11 @@ export class Session implements CarrierSink {
 		this.#resumeTimer = setTimeout(() => this.dropCarrier("no answer to Resume"), RESUME_TIMEOUT_MS);
 		this.#attach(carrier);
 		carrier.write(
-			encodeFrame(0, frameTypes.MESSAGE, encodeMessage({ type: messageTypes.Handshake, payload, timestamp: this.#timestamp() })),
+			encodeFrame(
+				0,
+				frameTypes.MESSAGE,
+				encodeMessage({ type: messageTypes.Handshake, payload, context: this.#identity, timestamp: this.#timestamp() }),
+			),
 		);
 	}
 

@@ -232,7 +232,7 @@ export class Peer {
 			if (handshake.step === "resume") {
 				from = wire.FRAME_HEADER + frame.payload.length;
 				assert.equal(from, bytes.length, "nothing follows a Resume before its answer");
-				this.#resume(link, handshake.token, handshake.counts);
+				this.#resume(link, handshake.token, handshake.counts, first.context);
 				return;
 			}
 			link.session = new PeerSession(this, link);
@@ -242,8 +242,8 @@ export class Peer {
 		this.changed();
 	}
 
-	#resume(link: Link, token: Uint8Array, counts: wire.Counts): void {
-		const session = this.sessions.find((s) => s.knows(token));
+	#resume(link: Link, token: Uint8Array, counts: wire.Counts, context: readonly wire.Option[]): void {
+		const session = this.sessions.find((s) => s.knows(token) && s.belongsTo(context));
 		if (!session) {
 			const error = { code: errorCodes.LOSS_OF_SESSION, retryAfterMs: undefined, message: "no such session", details: [] };
 			link.send(control(messageTypes.Handshake, wire.encodeHandshake({ step: "refused", error })));
@@ -274,6 +274,8 @@ export class PeerSession {
 	#taken = 0;
 	#granted = WINDOW;
 	#calls = 0;
+	/** The authentication record that its client presented. */
+	identity: Uint8Array = new Uint8Array(12);
 	ended: number | undefined;
 	shutdown: wire.Shutdown | undefined;
 	token: Uint8Array = Buffer.alloc(32, 1);
@@ -298,6 +300,12 @@ export class PeerSession {
 
 	knows(token: Uint8Array): boolean {
 		return (this.ended === undefined && equal(token, this.token)) || (this.#oldToken !== undefined && equal(token, this.#oldToken));
+	}
+
+	/** Whether a message says the same about who sends it as the session's client did. */
+	belongsTo(context: readonly wire.Option[]): boolean {
+		const record = context.find(([kind]) => kind === 4)?.[1] ?? new Uint8Array(12);
+		return equal(record, this.identity);
 	}
 
 	linkEnded(link: Link, code: number): void {
@@ -506,6 +514,7 @@ export class PeerSession {
 				} else {
 					assert.equal(handshake.step, "authenticate");
 					if (handshake.step !== "authenticate") return;
+					this.identity = payload.slice(1);
 					const token = new TextDecoder().decode(handshake.token);
 					if (options.bearer !== undefined && token !== options.bearer) {
 						const error = { code: errorCodes.UNAUTHENTICATED, retryAfterMs: undefined, message: "who are you?", details: [] };

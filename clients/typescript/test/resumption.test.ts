@@ -40,6 +40,21 @@ function next(client: Client, state: string): Promise<void> {
 }
 
 describe("resumption", () => {
+	test("a client says on each carrier who it is", async () => {
+		const peer = new Peer({ resumable: true, bearer: "it's me" });
+		const { client } = await pair({ credentials: { bearer: "it's me" } }, ["webtransport", "websocket"], peer);
+		for (const kind of ["websocket", "webtransport"] as const) {
+			await client.switchCarrier(kind);
+			assert.equal(await client.call("test.v1.Test/Echo", kind), kind);
+		}
+		assert.equal(peer.sessions.length, 1);
+		assert.equal(client.status().resumptions, 2);
+		// somebody else in the client's place is told nothing but that there is no session
+		peer.session.identity = Uint8Array.of(...new Uint8Array(12), 1);
+		await assert.rejects(client.switchCarrier("websocket"));
+		assert.equal(peer.session.ended, undefined);
+	});
+
 	test("a call in flight is answered once, on the next carrier", async () => {
 		const { client, peer } = await pair();
 		assert.equal(client.status().resumable, true);

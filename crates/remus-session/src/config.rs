@@ -24,7 +24,7 @@ pub const INITIAL_LIMITS: Limits = Limits {
 pub(crate) const IDLE_TIMEOUT_MIN: Duration = Duration::from_millis(500);
 
 /// Largest record of a client's first flight, in bytes: it fits `max_frame` of [`INITIAL_LIMITS`] with a message's header.
-const FIRST_RECORD_MAX: u64 = 16 * 1024;
+pub(crate) const FIRST_RECORD_MAX: usize = 16 * 1024;
 
 /// What is granted by default, and why:
 ///
@@ -300,14 +300,14 @@ impl SessionConfig {
             "authentication",
             wide(self.authentication.encoded_len()),
             0,
-            FIRST_RECORD_MAX,
+            wide(FIRST_RECORD_MAX),
             "a record of at most 16 KiB",
         )?;
         check(
             "query",
             wide(self.query.encoded_len()),
             0,
-            FIRST_RECORD_MAX,
+            wide(FIRST_RECORD_MAX),
             "a record of at most 16 KiB",
         )?;
         Ok(())

@@ -30,6 +30,12 @@ pub struct Grant {
     pub claims: Text,
     /// Whether the session counts as authenticated, so that messages marked Requires Auth are taken.
     pub authenticated: bool,
+    /// Acceptor: who the client is, in whatever words the acceptor has for that; not sent. Empty: it is known by its claims, and where
+    /// there are none by the very record that it presented.
+    ///
+    /// A session is resumed by whom it belongs to and by nobody else: who comes back on another carrier has to be granted the same
+    /// subject. Where clients renew their tokens it should be stated, because then claims and records change.
+    pub subject: Text,
     /// What resumes the session when it has lost its carrier: 32 bytes from a generator that nobody can foresee.
     ///
     /// Only that of the first grant counts, and only where both sides have stated feature 6; [`ResumeToken::NONE`]: nothing does.

@@ -39,7 +39,9 @@ pub use error::{CallError, CloseReason, SendError, SessionError};
 pub use event::{Event, Grant, Incoming, Negotiated, Side};
 pub use lane::{LANES_MAX, LaneId};
 pub use liveness::PathEstimate;
-pub use resumption::{CarrierInfo, Peeked, ResumeError, ResumeRequest, peek_resume, refuse_resume};
+pub use resumption::{
+    CarrierInfo, Peeked, RESUME_REQUEST_MAX, ResumeError, ResumeRequest, peek_resume, refuse_resume,
+};
 #[doc(hidden)]
 pub use session::Occupancy;
 pub use session::{Session, Statistics};

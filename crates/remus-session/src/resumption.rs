@@ -2,8 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 use remus_wire::{
-    ErrorCode, ErrorRecord, Frame, FrameHeader, FrameType, Handshake, LaneOffset, Message,
-    MessageLimits, MessageType, Resume, ResumeToken, StreamId, Text, Timestamp,
+    AuthMethod, AuthenticationRecord, ErrorCode, ErrorRecord, Frame, FrameHeader, FrameType,
+    Handshake, LaneOffset, Message, MessageLimits, MessageType, Resume, ResumeToken, StreamId,
+    Text, Timestamp,
 };
 
 use crate::LANES_MAX;
@@ -20,8 +21,12 @@ pub(crate) const ACK_EVERY: u64 = 64 * 1024;
 /// peer that goes on making them could make it grow for ever.
 pub(crate) const RETAINED_BEYOND: usize = 4 * 1024 * 1024;
 
-/// Longest frame that is taken for a request to resume, in bytes: with sixteen lanes it has 240.
-const REQUEST_MAX: usize = 1024;
+/// Longest frame that is taken for a request to resume, in bytes: with sixteen lanes it has 240, beside an authentication record of at
+/// most 16 KiB. Spec: core §3.5.
+pub const RESUME_REQUEST_MAX: usize = 17 * 1024;
+
+/// Longest reason of a refusal to resume, in bytes: it is for people.
+const REASON_MAX: usize = 1024;
 
 /// What a carrier offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +150,8 @@ pub struct ResumeRequest {
     pub token: ResumeToken,
     /// How much the client has taken in of each lane of the carrier that it lost.
     pub lanes: Vec<LaneOffset>,
+    /// Who presents it; the default where nothing is said. The token alone resumes nothing: it has to be whom the session belongs to.
+    pub authentication: AuthenticationRecord,
     /// Bytes of the request's frame. The session does not want to see them: what follows is for
     /// [`Session::handle_input`](crate::Session::handle_input).
     pub len: usize,
@@ -163,7 +170,7 @@ pub enum Peeked {
 
 /// Acceptor: looks at the first bytes of a new carrier's lane 0 to tell which session it is for. Spec: core §3.5.
 ///
-/// Never asks for more than 1 KiB.
+/// Never asks for more than [`RESUME_REQUEST_MAX`], and looks no further than at the header before all of a request is there.
 #[must_use]
 pub fn peek_resume(front: &[u8]) -> Peeked {
     let Some(header) = front.first_chunk::<{ Frame::HEADER_LEN }>() else {
@@ -173,20 +180,26 @@ pub fn peek_resume(front: &[u8]) -> Peeked {
     let len = usize::try_from(len)
         .unwrap_or(usize::MAX)
         .saturating_add(Frame::HEADER_LEN);
-    if stream != StreamId::CONTROL || kind != FrameType::MESSAGE || len > REQUEST_MAX {
+    if stream != StreamId::CONTROL || kind != FrameType::MESSAGE || len > RESUME_REQUEST_MAX {
         return Peeked::NotResume;
     }
     let Some(bytes) = front.get(Frame::HEADER_LEN..len) else {
         return Peeked::NeedMore;
     };
-    let message = Message::decode(Bytes::copy_from_slice(bytes), &MessageLimits::default());
-    let step = message
-        .ok()
-        .filter(|message| message.kind == MessageType::HANDSHAKE)
-        .and_then(|message| Handshake::decode(message.payload).ok());
-    match step {
-        Some(Handshake::Resume(Resume { token, lanes })) => {
-            Peeked::Resume(ResumeRequest { token, lanes, len })
+    let Ok(message) = Message::decode(Bytes::copy_from_slice(bytes), &MessageLimits::default())
+    else {
+        return Peeked::NotResume;
+    };
+    match Handshake::decode(message.payload) {
+        Ok(Handshake::Resume(Resume { token, lanes }))
+            if message.kind == MessageType::HANDSHAKE =>
+        {
+            Peeked::Resume(ResumeRequest {
+                token,
+                lanes,
+                authentication: message.context.authentication().unwrap_or_default(),
+                len,
+            })
         }
         _ => Peeked::NotResume,
     }
@@ -197,22 +210,38 @@ pub fn peek_resume(front: &[u8]) -> Peeked {
 #[must_use]
 pub fn refuse_resume(now: Timestamp, reason: &str) -> Bytes {
     let reason = reason
-        .get(..reason.floor_char_boundary(REQUEST_MAX))
+        .get(..reason.floor_char_boundary(REASON_MAX))
         .unwrap_or_default();
     let error = ErrorRecord::new(ErrorCode::LOSS_OF_SESSION, Text::from(reason));
     let mut out = BytesMut::new();
-    put_step(&mut out, now, &Handshake::Refused(error));
+    put_step(&mut out, now, &Handshake::Refused(error), &NOBODY);
     out.freeze()
 }
 
-/// A step of the handshake in its frame, outside of every epoch.
-pub(crate) fn put_step(out: &mut BytesMut, now: Timestamp, step: &Handshake) {
+/// Who has nothing to say about himself.
+pub(crate) const NOBODY: AuthenticationRecord = AuthenticationRecord {
+    method: AuthMethod::NONE,
+    token: Bytes::new(),
+    claims: Text::from_static(""),
+};
+
+/// A step of the handshake in its frame, outside of every epoch; with who sends it, if he has said so by any method.
+pub(crate) fn put_step(
+    out: &mut BytesMut,
+    now: Timestamp,
+    step: &Handshake,
+    sender: &AuthenticationRecord,
+) {
     let mut payload = BytesMut::with_capacity(step.encoded_len());
     step.encode(&mut payload);
-    let message = Message {
+    let mut message = Message {
         timestamp: now,
         ..Message::new(MessageType::HANDSHAKE, payload.freeze())
     };
+    if sender.method != AuthMethod::NONE {
+        // One that is too long for an option belongs to a session that counts as none that can be resumed.
+        let _ = message.context.set_authentication(sender);
+    }
     message.encode_frame(StreamId::CONTROL, out);
 }
 

@@ -1043,6 +1043,7 @@ impl<C: Choices> World<C> {
         let request = ResumeRequest {
             token: guess,
             lanes: lie,
+            authentication: AuthenticationRecord::default(),
             len: 0,
         };
         let expected = if guess == session.resume_token() {

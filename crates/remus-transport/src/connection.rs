@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::driver::{Dial, Handler};
 use crate::link::{Carrier, Link};
-use crate::sessions::Sessions;
+use crate::sessions::{Identity, Sessions};
 use crate::webtransport::ConnectError;
 
 /// Where a connection stands.
@@ -141,6 +141,8 @@ pub(crate) struct Core {
     pub(crate) pinned: bool,
     /// Acceptor: by what it is found in the table of sessions.
     pub(crate) known_by: Vec<ResumeToken>,
+    /// Acceptor: whom it belongs to, as far as it has been granted.
+    pub(crate) identity: Identity,
     /// Acceptor: whether it counts as one that waits for a carrier.
     pub(crate) is_parked: bool,
 }
@@ -196,6 +198,7 @@ impl Inner {
                 next: None,
                 pinned: false,
                 known_by: Vec::new(),
+                identity: Identity::default(),
                 is_parked: false,
                 entries: Slab::new(),
                 by_call: Vec::new(),

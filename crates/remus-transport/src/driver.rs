@@ -16,7 +16,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use remus_session::{
     Answer, CallKey, CloseReason, ConfigError, Event, Grant, LANES_MAX, LaneId, Peeked,
-    ResumeRequest, Session, SessionConfig, peek_resume, refuse_resume,
+    RESUME_REQUEST_MAX, ResumeError, ResumeRequest, Session, SessionConfig, peek_resume,
+    refuse_resume,
 };
 use remus_wire::{
     AuthenticationRecord, ErrorCode, ErrorRecord, Features, Query, QueryAnswer, RequestId, Text,
@@ -27,7 +28,7 @@ use crate::clock::Clock;
 use crate::connection::{Connection, ConnectionStatus, Core, Inner, PeerRequest, Writer};
 use crate::link::framed::Runner;
 use crate::link::{Carrier, LaneReader, LaneWriter, Link, LinkEnd};
-use crate::sessions::{SUSPENDED_MAX, new_token};
+use crate::sessions::{Identity, SUSPENDED_MAX, new_token};
 use crate::webtransport::{Acceptor, ConnectError};
 
 /// How long what is already queued may take to leave after the session has ended.
@@ -55,6 +56,10 @@ pub enum Dispatch {
 /// What an endpoint does with what its peer asks.
 pub trait Handler: Send + Sync + 'static {
     /// Who the client is: grants or refuses it. The session takes nothing more in until then.
+    ///
+    /// Asked for each session, for each renewal, and each time a client wants to go on with its session on another carrier:
+    /// `connection` is that session then, and all that counts of the grant is whether it is the same client's. Each answer has to stand
+    /// by itself, as the future may be dropped.
     fn authenticate(
         &self,
         connection: &Connection,
@@ -133,11 +138,11 @@ pub(crate) async fn accept(link: Link, acceptor: Arc<dyn Acceptor>) {
         return;
     };
     if let Peeked::Resume(request) = &front.peeked {
-        match resume(&link, &*acceptor, request) {
-            Ok(inner) => {
-                let len = request.len;
+        let len = request.len;
+        match resume(&link, &*acceptor, patience, request).await {
+            Ok((inner, place)) => {
                 front.skip(len);
-                inner.begin(front);
+                inner.begin(place, front);
                 inner.supervisor.notify_one();
             }
             Err(reason) => refuse(&link, front, &reason).await,
@@ -152,11 +157,16 @@ pub(crate) async fn accept(link: Link, acceptor: Arc<dyn Acceptor>) {
         Err(error) => return tracing::error!(%error, "the session's settings are wrong"),
     };
     session.set_carrier(link.info());
+    let place = Place {
+        link: link.clone(),
+        number: session.attachment(),
+        lane: LaneId::ZERO,
+    };
     let inner = Inner::new(session, clock, acceptor.handler(), link, Some(sessions));
     let inner = Arc::new(inner);
     // What the session does first finds its owner prepared.
     acceptor.opened(Connection::new(Arc::clone(&inner), false));
-    inner.begin(front);
+    inner.begin(place, front);
     supervise(&inner, false);
 }
 
@@ -171,20 +181,22 @@ struct Front {
 /// Waits for enough of lane 0 to tell what the link is for; `None` where it ended before.
 async fn read_front(link: &Link) -> Option<Front> {
     let (mut reader, writer) = link.accept_lane().await?;
-    let mut chunks = VecDeque::new();
+    let mut chunks: VecDeque<Bytes> = VecDeque::new();
+    // Only where the first chunk is not enough: as much as there is, in one piece, so that each byte is copied once.
+    let mut gathered: Vec<u8> = Vec::new();
     loop {
+        let known = chunks.len();
         let end = poll_fn(|cx| reader.poll_chunks(cx, &mut chunks)).await;
         let peeked = match chunks.front() {
             Some(first) if chunks.len() == 1 => peek_resume(first),
-            // Rare: the request came in two packets. It is short, or none.
-            _ => peek_resume(
-                &chunks
-                    .iter()
-                    .flatten()
-                    .copied()
-                    .take(PEEKED_MAX)
-                    .collect::<Vec<_>>(),
-            ),
+            _ => {
+                let skipped = if gathered.is_empty() { 0 } else { known };
+                for chunk in chunks.iter().skip(skipped) {
+                    let room = RESUME_REQUEST_MAX.saturating_sub(gathered.len());
+                    gathered.extend(chunk.iter().take(room));
+                }
+                peek_resume(&gathered)
+            }
         };
         if peeked != Peeked::NeedMore || end.is_some() {
             return Some(Front {
@@ -197,8 +209,9 @@ async fn read_front(link: &Link) -> Option<Front> {
     }
 }
 
-/// Bytes that are looked at to tell a request to resume: [`peek_resume`] never asks for more.
-const PEEKED_MAX: usize = 2048;
+/// What a client hears that cannot have the session it asks for. The same words whatever the reason is, so that who has found a token
+/// learns nothing from them.
+const NOT_RESUMED: &str = "no session of yours waits under this token: it has ended, or the token was used, or it is another's";
 
 impl Front {
     /// Leaves out the first `len` bytes.
@@ -216,31 +229,59 @@ impl Front {
     }
 }
 
-/// Gives the link to the session that the client means, or says why not.
-fn resume(
+/// Gives the link to the session that the client means, once it is known to be the one that the session belongs to; or says why not.
+///
+/// Meanwhile nothing is read of the link, and the session stays as it is. Of two that ask at once the later to be known wins.
+async fn resume(
     link: &Link,
     acceptor: &dyn Acceptor,
+    patience: Duration,
     request: &ResumeRequest,
-) -> Result<Arc<Inner>, String> {
+) -> Result<(Arc<Inner>, Place), String> {
+    let refused = || NOT_RESUMED.to_owned();
     let inner = acceptor
         .sessions()
         .find(request.token)
-        .ok_or("no session waits under this token: it has ended, or the token was used")?;
-    let old = {
+        .ok_or_else(refused)?;
+    let record = &request.authentication;
+    let connection = Connection::new(Arc::clone(&inner), false);
+    let deciding = inner.handler.authenticate(&connection, record.clone());
+    let decision = tokio::select! {
+        decision = tokio::time::timeout(patience, deciding) => decision,
+        _ = link.closed() => return Err(refused()), // to nobody
+    };
+    let Ok(Ok(grant)) = decision else {
+        return Err(refused());
+    };
+    let asking = Identity::of(record, &grant);
+    let (old, place) = {
         let now = inner.clock.now();
         let mut core = inner.lock();
-        core.session
+        // The session may have become another's meanwhile, and the link nobody's.
+        if core.identity != asking || link.has_ended() {
+            return Err(refused());
+        }
+        let number = core
+            .session
             .resume(now, request, new_token(), link.info())
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| match error {
+                ResumeError::NotResumable | ResumeError::WrongToken => refused(),
+                error => error.to_string(),
+            })?;
         let old = core.relink(Some(link.clone()));
         acceptor.sessions().update(&inner, &mut core);
-        old
+        let place = Place {
+            link: link.clone(),
+            number,
+            lane: LaneId::ZERO,
+        };
+        (old, place)
     };
     debug!(carrier = %link.carrier(), "session resumed");
     if let Some(old) = old {
         old.abandon("the session goes on over another carrier");
     }
-    Ok(inner)
+    Ok((inner, place))
 }
 
 /// Tells a client that its session cannot go on.
@@ -761,18 +802,8 @@ impl Inner {
         self.tasks.spawn(reading.in_current_span());
     }
 
-    /// Acceptor: starts lane 0 of the session's link, of which the first bytes are there.
-    fn begin(self: &Arc<Self>, front: Front) {
-        let (link, number) = {
-            let core = self.lock();
-            (core.link.clone(), core.number)
-        };
-        let Some(link) = link else { return };
-        let place = Place {
-            link,
-            number,
-            lane: LaneId::ZERO,
-        };
+    /// Acceptor: starts lane 0 of a link of the session's, of which the first bytes are there.
+    fn begin(self: &Arc<Self>, place: Place, front: Front) {
         self.add_lane(place, front.reader, front.writer, front.chunks);
     }
 
@@ -962,13 +993,15 @@ impl Inner {
         self.tasks.spawn(
             async move {
                 let connection = Connection::new(Arc::clone(&inner), false);
-                let decision = inner.handler.authenticate(&connection, record).await;
+                let deciding = inner.handler.authenticate(&connection, record.clone());
+                let decision = deciding.await;
                 {
                     let now = inner.clock.now();
                     let mut core = inner.lock();
                     match decision {
                         Ok(mut grant) => {
                             grant.token = new_token();
+                            core.identity = Identity::of(&record, &grant);
                             core.session.grant(now, grant);
                         }
                         Err(error) => core.session.refuse(now, error),

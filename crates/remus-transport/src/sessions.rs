@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use remus_wire::ResumeToken;
+use bytes::Bytes;
+use remus_session::Grant;
+use remus_wire::{AuthMethod, AuthenticationRecord, ResumeToken, Text};
 use rustls::crypto::SecureRandom;
 
 use crate::connection::{Core, Inner};
@@ -86,6 +88,50 @@ impl Sessions {
         }
         if std::mem::take(&mut core.is_parked) {
             table.parked = table.parked.saturating_sub(1);
+        }
+    }
+}
+
+/// Whom a session belongs to, as its acceptor has been convinced. Two are the same where nobody else can have made the acceptor say it.
+///
+/// The default is a client that said nothing about itself: all of them are the same, and it is the token alone that tells theirs apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Identity {
+    authenticated: bool,
+    known: Option<Box<Known>>,
+}
+
+/// By what a client is told from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Known {
+    /// The acceptor names it.
+    Subject(Text),
+    /// The acceptor grants it these claims.
+    Claims(Text),
+    /// The acceptor says nothing about who it is, so nobody else is who does not present the same.
+    Record(AuthenticationRecord),
+}
+
+impl Identity {
+    /// Who was granted `grant` for `record`.
+    pub(crate) fn of(record: &AuthenticationRecord, grant: &Grant) -> Self {
+        let known = if !grant.subject.is_empty() {
+            Some(Known::Subject(grant.subject.clone()))
+        } else if !grant.claims.is_empty() {
+            Some(Known::Claims(grant.claims.clone()))
+        } else if record.method != AuthMethod::NONE {
+            Some(Known::Record(AuthenticationRecord {
+                method: record.method,
+                // Copied, so that it holds no buffer of the carrier's.
+                token: Bytes::copy_from_slice(&record.token),
+                claims: Text::from(record.claims.as_str()),
+            }))
+        } else {
+            None
+        };
+        Self {
+            authenticated: grant.authenticated,
+            known: known.map(Box::new),
         }
     }
 }

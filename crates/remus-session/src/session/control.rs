@@ -437,6 +437,7 @@ impl Session {
             claims: granted.claims,
             authenticated: true,
             token: self.resumption.token,
+            subject: Text::default(),
         };
         if let Some(negotiated) = &mut self.negotiated {
             negotiated.grant = grant.clone();
@@ -567,6 +568,8 @@ impl Session {
         if self.side != Side::Client || self.state.is_closed() {
             return;
         }
+        // By the latest the client is known on its next carrier too.
+        self.config.authentication = record.clone();
         let in_turn = self.state == State::Authentication || self.state.is_open();
         if in_turn && !self.authenticating {
             self.send_authentication(now, record);

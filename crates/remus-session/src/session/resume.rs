@@ -12,12 +12,13 @@ use remus_wire::{
 };
 
 use super::{CONTROL_BURST, CONTROL_REFILL_US, Session, micros};
+use crate::config::FIRST_RECORD_MAX;
 use crate::error::{CloseReason, SessionError};
 use crate::event::{Event, Grant, Side};
 use crate::lane::{FrameReader, Intake, LANE_READY_MAX, LANES_MAX, LaneId, Ready, Taken};
 use crate::log::Log;
 use crate::resumption::{
-    ACK_EVERY, CarrierInfo, Link, RETAINED_BEYOND, ResumeError, ResumeRequest, Unconfirmed,
+    ACK_EVERY, CarrierInfo, Link, NOBODY, RETAINED_BEYOND, ResumeError, ResumeRequest, Unconfirmed,
     is_same, put_step,
 };
 use crate::state::State;
@@ -64,6 +65,7 @@ impl Session {
             && self.closing.is_none()
             && self.features.contains(Features::RESUMPTION)
             && !self.resumption.token.is_none()
+            && self.config.authentication.encoded_len() <= FIRST_RECORD_MAX
     }
 
     /// What resumes the session next: client, what it will present; acceptor, what it waits for.
@@ -116,6 +118,8 @@ impl Session {
 
     /// Client: goes on with the session on another carrier, whether or not it has lost the one before.
     ///
+    /// The request bears the record with which the client authenticated itself last, if it did by any method.
+    ///
     /// The request leaves by [`Session::poll_transmit`] on lane 0, before anything else; nothing else leaves before the answer, and no
     /// other lane is opened. [`Event::Resumed`] follows, or, where the acceptor refuses, [`Event::Closed`]. Where the carrier fails
     /// before, call [`Session::suspend`] and try another one. Returns the new [`Session::attachment`].
@@ -137,14 +141,14 @@ impl Session {
         });
         let mut request = BytesMut::new();
         let at = self.clock.tick(now);
-        put_step(&mut request, at, &step);
+        put_step(&mut request, at, &step, &self.config.authentication);
         self.resumption.preamble = Some(request.freeze());
         self.dirty |= LaneId::ZERO.bit();
         Ok(self.resumption.attachment)
     }
 
-    /// Acceptor: a client asks on a new carrier to go on with this session, as [`peek_resume`](crate::peek_resume) has found. That the
-    /// carrier belongs to the same identity is the caller's to see to.
+    /// Acceptor: a client asks on a new carrier to go on with this session, as [`peek_resume`](crate::peek_resume) has found. That who
+    /// asks ([`ResumeRequest::authentication`]) is whom the session belongs to is the caller's to see to.
     ///
     /// The carrier that the session had is not polled any more; the driver closes it. `next` is 32 bytes from a generator that
     /// nobody can foresee: what resumes the session the next time. Where the client asks again, because it never heard the answer, `next`
@@ -219,7 +223,7 @@ impl Session {
         let mut out = BytesMut::new();
         for step in [resumed, authenticated] {
             let at = self.clock.tick(now);
-            put_step(&mut out, at, &step);
+            put_step(&mut out, at, &step, &NOBODY);
         }
         self.resumption.preamble = Some(out.freeze());
         self.dirty |= LaneId::ZERO.bit();

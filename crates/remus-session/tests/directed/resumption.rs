@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use remus_session::{
-    CallError, CallKey, CarrierInfo, Event, Grant, LANES_MAX, LaneId, Peeked, Received,
-    ResumeError, ResumeRequest, SessionConfig, Shape, State, peek_resume, refuse_resume,
+    CallError, CallKey, CarrierInfo, Event, Grant, LANES_MAX, LaneId, Peeked, RESUME_REQUEST_MAX,
+    Received, ResumeError, ResumeRequest, SessionConfig, Shape, State, peek_resume, refuse_resume,
 };
 use remus_wire::{
-    Authenticated, AuthenticationRecord, ErrorCode, Features, Frame, FrameBody, FrameType,
-    Handshake, LaneOffset, Message, MessageType, ResumeToken, Text, Timestamp, VersionRecord,
+    AuthMethod, Authenticated, AuthenticationRecord, ErrorCode, Features, Frame, FrameBody,
+    FrameType, Handshake, LaneOffset, Message, MessageType, ResumeToken, Text, Timestamp,
+    VersionRecord,
 };
 
 use crate::support::*;
@@ -194,6 +195,7 @@ fn ask(
     let asked = ResumeRequest {
         token,
         lanes: offsets(lanes),
+        authentication: AuthenticationRecord::default(),
         len: 0,
     };
     let result = acceptor.session.resume(now, &asked, next, WIDE);
@@ -762,6 +764,60 @@ fn a_token_that_is_not_the_session_s_leaves_it_as_it_was() {
     for other in [offer(), credit(1, 5), whole(1, &request(5))] {
         assert_eq!(peek_resume(&other), Peeked::NotResume);
     }
+}
+
+/// Spec: CORE-107
+#[test]
+fn a_client_says_who_it_is_when_it_comes_back() {
+    let bearer = |token: &'static str| AuthenticationRecord {
+        method: AuthMethod::BEARER_JWT,
+        token: Bytes::from_static(token.as_bytes()),
+        claims: Text::from(r#"{"scope":"read"}"#),
+    };
+    let mut nobody = resumable();
+    let asked = asked_by(&mut nobody.client, WIDE);
+    assert_eq!(asked.authentication, AuthenticationRecord::default());
+    let mut config = SessionConfig::client().with_resumption(true);
+    config.authentication = bearer("first");
+    let acceptor = SessionConfig::acceptor().with_resumption(true);
+    let mut duo = resumable_with(config, acceptor);
+    let asked = asked_by(&mut duo.client, CarrierInfo::ONE_LANE);
+    assert_eq!(asked.authentication, bearer("first"));
+    // The newest counts, also where its renewal could not leave any more.
+    let now = duo.client.at();
+    duo.client.session.authenticate(now, bearer("second"));
+    resume(&mut duo, TOKENS[1], WIDE);
+    let asked = asked_by(&mut duo.client, WIDE);
+    assert_eq!(asked.authentication, bearer("second"));
+    // One that no request has room for: the session ends with its carrier rather than wait in vain.
+    resume(&mut duo, TOKENS[2], WIDE);
+    let large = AuthenticationRecord {
+        token: payload(16 * 1024),
+        ..bearer("")
+    };
+    let now = duo.client.at();
+    duo.client.session.authenticate(now, large);
+    assert!(!duo.client.session.is_resumable());
+    // The largest that there is room for.
+    let mut config = SessionConfig::client().with_resumption(true);
+    config.authentication = AuthenticationRecord {
+        token: payload(16 * 1024 - 12),
+        method: AuthMethod::BEARER_JWT,
+        claims: Text::new(),
+    };
+    let acceptor = SessionConfig::acceptor().with_resumption(true);
+    let mut duo = resumable_with(config.clone(), acceptor);
+    let now = duo.client.at();
+    duo.client.session.attach(now, WIDE).unwrap();
+    let mut out = VecDeque::new();
+    duo.client.session.poll_transmit(LaneId::ZERO, &mut out);
+    let bytes: Vec<u8> = out.into_iter().flatten().collect();
+    let Peeked::Resume(asked) = peek_resume(&bytes) else {
+        panic!("{} bytes", bytes.len())
+    };
+    assert_eq!(asked.authentication, config.authentication);
+    assert!(bytes.len() <= RESUME_REQUEST_MAX);
+    assert_eq!(peek_resume(&bytes[..bytes.len() - 1]), Peeked::NeedMore);
 }
 
 /// Spec: CORE-104

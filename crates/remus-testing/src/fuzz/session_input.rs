@@ -728,6 +728,7 @@ impl Target<'_> {
         let request = ResumeRequest {
             token,
             lanes: self.offsets(),
+            authentication: AuthenticationRecord::default(),
             len: 0,
         };
         let next = remus_wire::ResumeToken([self.script.u8(); 32]);

@@ -57,6 +57,11 @@ pub struct Raider {
 impl Raider {
     /// Opens link and lane 0, and says nothing yet.
     pub async fn new(host: &Host) -> Self {
+        Self::with(host, SessionConfig::client()).await
+    }
+
+    /// As [`Raider::new`], with a session of these settings.
+    pub async fn with(host: &Host, config: SessionConfig) -> Self {
         let tls = remus_security::client_config(
             TlsPolicy::RequirePostQuantum,
             &host.trust,
@@ -80,7 +85,7 @@ impl Raider {
         let link = http3.connect(request, &["remus.v2"]).await.unwrap();
         let (send, recv) = link.open_bi().await.unwrap();
         let clock = Clock::new();
-        let session = Session::client(SessionConfig::client(), clock.now()).unwrap();
+        let session = Session::client(config, clock.now()).unwrap();
         Self {
             link,
             send,
@@ -93,7 +98,12 @@ impl Raider {
 
     /// Goes through the lifecycle like everybody else.
     pub async fn active(host: &Host) -> Self {
-        let mut raider = Self::new(host).await;
+        Self::active_with(host, SessionConfig::client()).await
+    }
+
+    /// As [`Raider::active`], with a session of these settings.
+    pub async fn active_with(host: &Host, config: SessionConfig) -> Self {
+        let mut raider = Self::with(host, config).await;
         let mut out = VecDeque::new();
         raider.session.poll_transmit(LaneId::ZERO, &mut out);
         for chunk in out {

@@ -5,9 +5,11 @@
 //! | `/.well-known/remus` | JSON [`WellKnown`]: transports, ports, versions, certificates |
 //! | `/livez` | 200: the process answers |
 //! | `/readyz` | 200 while it takes new work, 503 once it is stopping |
+//! | `/` | the dashboard: a page that is a client of this node, built from `web/dashboard`; and the files that it loads |
+//! | `/connection` | JSON [`ConnectionFacts`]: how this very request came, which pages can't find out by themselves |
 //!
 //! Everything else is 404. Nothing here needs a session, and nothing here tells what the certificate and the handshake
-//! don't tell anyway.
+//! don't tell anyway. The dashboard gets what it shows over its session, under the rules that hold for every client.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,13 +18,13 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{Request, Response, StatusCode};
-use axum::routing::get;
+use axum::http::header::{self, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use axum::routing::{MethodRouter, get};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::BodyExt as _;
-use remus::{Carrier, HttpBody, LiveIdentity};
+use remus::{Carrier, HttpBody, LiveIdentity, TlsNegotiated};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tower_service::Service as _;
@@ -33,6 +35,24 @@ const BODY_MAX: usize = 64 * 1024;
 /// How long a request may take from its head to the head of its answer: pages are small, so whoever needs longer is gone or means
 /// harm.
 const REQUEST_MAX: Duration = Duration::from_secs(30);
+
+/// What goes along with each file of the dashboard: it loads and reaches nothing but this node, whatever would get into it, and stands in
+/// nobody's frame.
+const GUARDS: [(HeaderName, &str); 5] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+    // The files change with the node, and are small.
+    (CACHE_CONTROL, "no-cache"),
+];
 
 /// Answers `request` from `site`.
 pub(crate) async fn answer(request: Request<HttpBody>, mut site: Router) -> Response<HttpBody> {
@@ -98,6 +118,17 @@ pub struct Certificate {
     pub not_after: u64,
 }
 
+/// What is at `/connection`: how the request for it came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionFacts {
+    /// The version of HTTP, such as `HTTP/2.0`.
+    pub http: String,
+    /// The version of TLS, such as `TLS 1.3`.
+    pub tls: String,
+    /// The key exchange, such as `X25519MLKEM768`; `None` on QUIC, which does not tell.
+    pub key_exchange: Option<String>,
+}
+
 /// What the pages tell of.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
@@ -135,6 +166,32 @@ impl Site {
             .route("/.well-known/remus", get(well_known))
             .route("/livez", get(|| async { text(StatusCode::OK, "alive\n") }))
             .route("/readyz", get(ready))
+            .route("/connection", get(connection))
+            .route(
+                "/",
+                file(
+                    "text/html; charset=utf-8",
+                    include_bytes!("web/dashboard/index.html"),
+                ),
+            )
+            .route(
+                "/app.js",
+                file(
+                    "text/javascript; charset=utf-8",
+                    include_bytes!("web/dashboard/app.js"),
+                ),
+            )
+            .route(
+                "/style.css",
+                file(
+                    "text/css; charset=utf-8",
+                    include_bytes!("web/dashboard/style.css"),
+                ),
+            )
+            .route(
+                "/icon.svg",
+                file("image/svg+xml", include_bytes!("web/dashboard/icon.svg")),
+            )
             .fallback(|| async { text(StatusCode::NOT_FOUND, "there is no such page\n") })
             .with_state(self.clone())
     }
@@ -172,10 +229,7 @@ async fn well_known(State(site): State<Site>) -> Response<Body> {
             let mut response = page(StatusCode::OK, "application/json", json);
             // The certificate in it changes.
             let headers = response.headers_mut();
-            headers.insert(
-                CACHE_CONTROL,
-                axum::http::HeaderValue::from_static("no-cache"),
-            );
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
             response
         }
         Err(error) => {
@@ -183,6 +237,43 @@ async fn well_known(State(site): State<Site>) -> Response<Body> {
             text(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
         }
     }
+}
+
+async fn connection(request: Request<Body>) -> Response<Body> {
+    let negotiated = request.extensions().get::<TlsNegotiated>();
+    let facts = ConnectionFacts {
+        http: format!("{:?}", request.version()),
+        // The node speaks no other, and QUIC has none.
+        tls: negotiated.map_or("TLS 1.3", |tls| tls.version).to_owned(),
+        key_exchange: negotiated
+            .and_then(|tls| tls.key_exchange)
+            .map(str::to_owned),
+    };
+    match serde_json::to_vec(&facts) {
+        Ok(json) => {
+            let mut response = page(StatusCode::OK, "application/json", json);
+            let headers = response.headers_mut();
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "a connection cannot be described as JSON");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
+        }
+    }
+}
+
+/// A file of the dashboard.
+fn file(kind: &'static str, content: &'static [u8]) -> MethodRouter<Site> {
+    get(move || async move {
+        let mut response = Response::new(Body::from(content));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        for (name, value) in GUARDS {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        response
+    })
 }
 
 async fn ready(State(site): State<Site>) -> Response<Body> {
@@ -202,6 +293,6 @@ fn page(status: StatusCode, kind: &'static str, content: Vec<u8>) -> Response<Bo
     *response.status_mut() = status;
     response
         .headers_mut()
-        .insert(CONTENT_TYPE, axum::http::HeaderValue::from_static(kind));
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use remus_security::Negotiated;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -89,6 +90,8 @@ pub fn bind(address: SocketAddr, is_shared: bool) -> io::Result<std::net::TcpLis
 
 /// Serves `listener` until `stop` is cancelled; returns when the last connection has ended.
 ///
+/// Requests carry in their extensions what TLS has negotiated, as [`Negotiated`].
+///
 /// Ending the open sessions is up to their owner: shut them down first.
 pub async fn serve(
     listener: TcpListener,
@@ -111,6 +114,7 @@ pub async fn serve(
                 let service = Service {
                     acceptor: Arc::clone(&acceptor),
                     remote,
+                    negotiated: None,
                     activity: Activity::default(),
                 };
                 tasks.spawn(connection(stream, tls.clone(), service, stop.clone()));
@@ -129,7 +133,7 @@ pub async fn serve(
 async fn connection(
     stream: TcpStream,
     tls: TlsAcceptor,
-    service: Service,
+    mut service: Service,
     stop: CancellationToken,
 ) {
     let remote = service.remote;
@@ -144,6 +148,7 @@ async fn connection(
         Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
     };
+    service.negotiated = Negotiated::of(stream.get_ref().1);
     let outcome = match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => serve_http2(stream, service, stop).await,
         // HTTP/1.1 is also what a client speaks that names no protocol.
@@ -212,6 +217,7 @@ async fn serve_http2(
 struct Service {
     acceptor: Arc<dyn Acceptor>,
     remote: SocketAddr,
+    negotiated: Option<Negotiated>,
     activity: Activity,
 }
 
@@ -221,6 +227,9 @@ impl Service {
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         // Who goes on after the answer, as a WebSocket does, keeps it.
         request.extensions_mut().insert(at_work.clone());
+        if let Some(negotiated) = self.negotiated {
+            request.extensions_mut().insert(negotiated);
+        }
         let response = web::answer(self.acceptor, self.remote, request).await;
         Ok(response.map(|body| {
             Watched {

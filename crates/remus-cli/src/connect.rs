@@ -42,6 +42,7 @@ pub(crate) struct Node {
     target: Target,
     carriers: Vec<Carrier>,
     roots: Roots,
+    timeout: Option<Duration>,
     deadline: Option<Instant>,
 }
 
@@ -92,6 +93,7 @@ impl Node {
             target,
             carriers,
             roots,
+            timeout: options.timeout,
             deadline,
         })
     }
@@ -105,6 +107,17 @@ impl Node {
     pub(crate) fn left(&self) -> Option<Duration> {
         let left = self.deadline?.saturating_duration_since(Instant::now());
         Some(left.max(Duration::from_millis(1)))
+    }
+
+    /// Does `work` within what is left of `--timeout`.
+    pub(crate) async fn in_time<T>(&self, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+        let (Some(left), Some(timeout)) = (self.left(), self.timeout) else {
+            return work.await;
+        };
+        match tokio::time::timeout(left, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(late(timeout).into()),
+        }
     }
 
     /// Connects, and gives up at once where nothing listens.
@@ -139,6 +152,9 @@ impl Node {
     /// The same for a command that used `connection` and no other, without staying to answer what the node may send again
     /// because an acknowledgement was lost: on a good path that takes longer than most commands.
     pub(crate) async fn leave(&self, connection: &remus::Connection) {
+        if matches!(connection.status(), ConnectionStatus::Suspended { .. }) {
+            return; // nobody would hear it
+        }
         let over = async {
             connection.shut_down(ErrorCode::OK, "the client is done", "", CLOSING_MAX);
             connection.finished().await;
@@ -243,6 +259,15 @@ fn trust(options: &Connection, target: &Target) -> Outcome<(Trust, Roots)> {
         })
         .into()),
     }
+}
+
+/// What `--timeout` has ended.
+pub(crate) fn late(timeout: Duration) -> Failure {
+    Failure::new(
+        ErrorCode::DEADLINE_EXCEEDED,
+        format!("not done within the {timeout:?} of --timeout"),
+    )
+    .hint("a longer --timeout, or none")
 }
 
 /// Says what becomes of `connection`, until it ends.

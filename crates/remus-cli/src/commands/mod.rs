@@ -12,12 +12,12 @@ mod up;
 use std::time::Duration;
 
 use bytes::Bytes;
-use remus::{ErrorCode, Reply};
+use remus::Reply;
 
 use crate::cli::{Cli, Command};
-use crate::connect::Node;
+use crate::connect::{Node, late};
 use crate::exit;
-use crate::failure::{Failure, Outcome, Stop};
+use crate::failure::{Outcome, Stop};
 use crate::output::Output;
 
 /// Runs the command to its end, to its time limit, or to Ctrl-C.
@@ -26,33 +26,28 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Outcome {
     let limit = connection.timeout;
     match cli.command {
         Command::Up(command) => up::run(command, connection.data, output).await,
-        Command::Sub(command) => within(limit, subscribe::run(command, &connection, output)).await,
+        // Each of these keeps to the limit by itself, so that it can say goodbye to the node.
+        Command::Sub(command) => subscribe::run(command, &connection, output).await,
+        Command::Ping(command) => ping::run(command, &connection, output).await,
+        Command::Call(command) => call::run(command, &connection, output).await,
+        Command::Pub(command) => publish::run(command, &connection, output).await,
+        Command::Ls(command) => ls::run(command, &connection, output).await,
+        Command::Cp(command) => cp::run(command, &connection, output).await,
         Command::Bench(command) => within(limit, bench::run(command, &connection, output)).await,
-        Command::Ping(command) => within(limit, ping::run(command, &connection, output)).await,
-        Command::Call(command) => {
-            interruptible(within(limit, call::run(command, &connection, output))).await
-        }
-        Command::Pub(command) => {
-            interruptible(within(limit, publish::run(command, &connection, output))).await
-        }
-        Command::Ls(command) => {
-            interruptible(within(limit, ls::run(command, &connection, output))).await
-        }
-        Command::Cp(command) => {
-            interruptible(within(limit, cp::run(command, &connection, output))).await
-        }
         Command::ExitCodes => output.data(exit::help().as_bytes()),
     }
 }
 
-/// Runs `work` with the node, and closes the connection afterwards whatever came of it.
+/// Runs `work` with the node until it is done, until the time limit, or until Ctrl-C, and closes the connection afterwards
+/// whatever came of it: the node would otherwise keep the session for a client that comes back.
 async fn with_node<T>(
     node: Node,
     output: &Output,
     work: impl AsyncFnOnce(&Node) -> Outcome<T>,
 ) -> Outcome<T> {
-    let connection = node.connect_and_tell(output).await?;
-    let outcome = work(&node).await;
+    let connecting = async { Ok(node.connect_and_tell(output).await?) };
+    let connection = interruptible(node.in_time(connecting)).await?;
+    let outcome = interruptible(node.in_time(work(&node))).await;
     node.leave(&connection).await;
     outcome
 }
@@ -90,23 +85,18 @@ async fn exchange<T>(
     }
 }
 
-async fn within(limit: Option<Duration>, work: impl Future<Output = Outcome>) -> Outcome {
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     let Some(limit) = limit else {
         return work.await;
     };
     match tokio::time::timeout(limit, work).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Failure::new(
-            ErrorCode::DEADLINE_EXCEEDED,
-            format!("not done within the {limit:?} of --timeout"),
-        )
-        .hint("a longer --timeout, or none")
-        .into()),
+        Err(_) => Err(late(limit).into()),
     }
 }
 
 /// Drops `work` on Ctrl-C, which cancels calls and removes what is half done.
-async fn interruptible(work: impl Future<Output = Outcome>) -> Outcome {
+async fn interruptible<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     tokio::select! {
         outcome = work => outcome,
         () = interrupt() => Err(Stop::Interrupted),

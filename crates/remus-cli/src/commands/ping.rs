@@ -12,7 +12,7 @@ use crate::directory::Directory;
 use crate::failure::{Failure, Outcome, Stop, printable};
 use crate::output::Output;
 
-use super::{interrupt, with_node};
+use super::with_node;
 
 /// How long an echo is waited for; a node that is slower than this is as good as gone.
 const ECHO_MAX: Duration = Duration::from_secs(5);
@@ -59,13 +59,10 @@ impl Series {
 pub(crate) async fn run(command: Ping, options: &Connection, output: &Output) -> Outcome {
     let node = Node::of(options)?;
     let mut series = Series::default();
-    let outcome = tokio::select! {
-        outcome = with_node(node, output, async |node| {
-            measure(node, &command, options, output, &mut series).await
-        }) => outcome,
-        // Asked for the result so far.
-        () = interrupt() => Err(Stop::Interrupted),
-    };
+    let outcome = with_node(node, output, async |node| {
+        measure(node, &command, options, output, &mut series).await
+    })
+    .await;
     if series.count > 0 && !output.is_json() && !matches!(outcome, Err(Stop::PipeClosed)) {
         output.line(&format!(
             "{} answered, round trip {} least, {} mean, {} most",
@@ -76,6 +73,7 @@ pub(crate) async fn run(command: Ping, options: &Connection, output: &Output) ->
         ))?;
     }
     match outcome {
+        // Asked for the result so far.
         Err(Stop::Interrupted) if series.count > 0 => Ok(()),
         outcome => outcome,
     }

@@ -8,12 +8,15 @@ use crate::failure::Outcome;
 use crate::input::Input;
 use crate::output::Output;
 
-use super::with_node;
+use super::{interruptible, with_node, within};
 
 pub(crate) async fn run(command: Publish, connection: &Connection, output: &Output) -> Outcome {
     let payload = match command.payload.as_deref() {
         None => Bytes::new(),
-        Some(argument) => Input::parse(argument)?.read().await?,
+        Some(argument) => {
+            let input = Input::parse(argument)?;
+            interruptible(within(connection.timeout, input.read())).await?
+        }
     };
     let node = Node::of(connection)?;
     with_node(node, output, async |node| {

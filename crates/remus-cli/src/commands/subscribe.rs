@@ -32,7 +32,7 @@ pub(crate) async fn run(command: Subscribe, connection: &Connection, output: &Ou
     let node = Node::of(connection)?;
     let mut printer = Printer::new()?;
     let outcome = tokio::select! {
-        outcome = follow(&node, &command, output, &mut printer) => outcome,
+        outcome = node.in_time(follow(&node, &command, output, &mut printer)) => outcome,
         // The way to end it, so it is a good end.
         () = interrupt() => Ok(()),
     };

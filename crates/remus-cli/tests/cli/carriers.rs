@@ -2,7 +2,7 @@
 
 use std::net::UdpSocket;
 
-use crate::support::{Node, noise, run};
+use crate::support::{Node, Running, noise, run};
 
 #[test]
 fn everything_works_where_no_udp_gets_through() {
@@ -35,4 +35,36 @@ fn a_carrier_that_the_node_does_not_have_is_told_at_once() {
     let node = Node::start_with(&["--block-udp"]);
     let error = node.run(["ls", "--carrier", "webtransport"]).bad(5);
     assert!(error.contains("--carrier limits to UDP"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_command_says_what_it_waits_for_and_ends_when_it_is_told_to() {
+    let node = Node::start();
+    let ping = [
+        "ping",
+        "--carrier",
+        "websocket",
+        "--count",
+        "100000",
+        "--interval",
+        "10ms",
+    ];
+    let mut endless = Running::start(node.remus(ping));
+    let mut limited = Running::start(node.remus([&ping[..], &["--timeout", "5s"]].concat()));
+    for running in [&endless, &limited] {
+        running.stdout.until("1: round trip");
+    }
+    node.running.signal("KILL");
+    let lost = endless.stderr.until("carrier lost (websocket: ");
+    assert!(
+        lost.ends_with("looking for another one, up to 60 s"),
+        "{lost}"
+    );
+    // Ctrl-C ends it at once, with the result so far.
+    endless.signal("INT");
+    assert_eq!(endless.wait(), Some(0));
+    endless.stdout.until(" answered, round trip");
+    assert_eq!(limited.wait(), Some(5));
+    limited.stderr.until("not done within the 5s of --timeout");
 }

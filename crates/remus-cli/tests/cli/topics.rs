@@ -128,8 +128,14 @@ fn a_subscriber_survives_the_death_of_the_node() {
     let listen = node.listen();
     node.running.signal("KILL");
     drop(node);
-    subscriber.stderr.until("is gone");
+    let waiting = subscriber.stderr.until("carrier lost");
+    assert!(
+        waiting.contains("looking for another one, up to 60 s"),
+        "{waiting}"
+    );
     let node = Node::start_at(directory.path(), &listen, &[]);
+    // This node knows nothing of the session, and says so, which need not be waited for.
+    subscriber.stderr.until("is gone");
     subscriber.stderr.until("is back");
     node.run(["pub", "chat.room", "after"]).good();
     assert_eq!(subscriber.stdout.next().as_deref(), Some("chat.room after"));

@@ -11,7 +11,7 @@ const EVENTS_MAX = 100;
 const names: { readonly [K in CarrierKind]: string } = {
 	webtransport: "WebTransport",
 	websocket: "WebSocket",
-	"http-poll": "HTTP long-polling",
+	"http-poll": "Long-polling",
 	"http-events": "Server-sent events",
 };
 const kinds = Object.keys(names) as readonly CarrierKind[];
@@ -72,8 +72,8 @@ class Tls {
 	keyExchange(carrier: CarrierKind | undefined): string {
 		const known = this.#facts?.key_exchange;
 		if (!known) return "not known";
-		// neither browser nor node can tell it of a QUIC connection
-		return carrier === "webtransport" ? `${known} (of this page)` : known;
+		// neither browser nor node can tell it of a QUIC connection; both have the same rules for it there
+		return carrier === "webtransport" ? `${known} (this page’s)` : known;
 	}
 }
 

@@ -11,10 +11,10 @@ import {
 	type Browser,
 	chromiumKind,
 	firefoxKind,
-	type Kind,
 	type Node,
 	type Page,
 	type Running,
+	reasonToSkip,
 	startChaos,
 	startMiddlebox,
 	startNode,
@@ -29,14 +29,6 @@ const kinds: readonly CarrierKind[] = ["webtransport", "websocket", "http-poll",
 const GENEROUS_MS = 5_000;
 /** Moves of the session that is moved. */
 const MOVES = 20;
-
-function reasonToSkip(kind: Kind): string | false {
-	const missing = [program ? "" : "REMUS_BIN", chaosProgram ? "" : "REMUS_CHAOS", kind.program ? "" : kind.name].filter(Boolean);
-	if (missing.length === 0) return false;
-	const reason = `not there: ${missing.join(", ")}`;
-	if (process.env.REMUS_BROWSERS === "all") throw new Error(reason);
-	return reason;
-}
 
 for (const kind of [chromiumKind, firefoxKind]) {
 	describe(kind.name, { skip: reasonToSkip(kind) }, () => {

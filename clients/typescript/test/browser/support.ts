@@ -194,6 +194,10 @@ const html = '<!doctype html><html lang="en"><title>Tests of @remus/client</titl
 export interface Page extends Running {
 	/** Evaluates an expression; its value goes through JSON. */
 	run<T>(expression: string): Promise<T>;
+	/** Presses a key, as a person does. */
+	press(key: "Tab" | " "): Promise<void>;
+	/** Errors that nobody caught, and what the browser has complained of on the console. */
+	problems(): readonly string[];
 }
 
 export interface Browser extends Running {
@@ -225,6 +229,16 @@ const isRoot = process.getuid?.() === 0;
 const chromiumProgram = found("REMUS_CHROMIUM", "/usr/bin/chromium");
 const firefoxProgram = found("REMUS_FIREFOX", "/usr/bin/firefox-esr", "/usr/bin/firefox");
 
+/** Why a browser can't be tried here; REMUS_BROWSERS=all takes that for an error. */
+export function reasonToSkip(kind: Kind): string | false {
+	const missing = ["REMUS_BIN", "REMUS_CHAOS"].filter((variable) => process.env[variable] === undefined);
+	if (!kind.program) missing.push(kind.name);
+	if (missing.length === 0) return false;
+	const reason = `not there: ${missing.join(", ")}`;
+	if (process.env.REMUS_BROWSERS === "all") throw new Error(reason);
+	return reason;
+}
+
 export const chromiumKind: Kind = {
 	name: "Chromium",
 	program: chromiumProgram,
@@ -238,8 +252,16 @@ export const chromiumKind: Kind = {
 			async open(url) {
 				const context = await browser.newContext({ ignoreHTTPSErrors: anyCertificate });
 				const page = await context.newPage();
+				const problems: string[] = [];
+				page.on("pageerror", (error) => problems.push(String(error)));
+				page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
 				await page.goto(url);
-				return { run: (expression) => page.evaluate(expression), close: () => context.close() };
+				return {
+					run: (expression) => page.evaluate(expression),
+					press: (key) => page.keyboard.press(key),
+					problems: () => problems,
+					close: () => context.close(),
+				};
 			},
 			close: () => browser.close(),
 		};
@@ -261,8 +283,16 @@ export const firefoxKind: Kind = {
 			async open(url) {
 				const context = await browser.createBrowserContext();
 				const page = await context.newPage();
+				const problems: string[] = [];
+				page.on("pageerror", (error) => problems.push(String(error)));
+				page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
 				await page.goto(url);
-				return { run: async <T>(expression: string) => (await page.evaluate(expression)) as T, close: () => context.close() };
+				return {
+					run: async <T>(expression: string) => (await page.evaluate(expression)) as T,
+					press: (key) => page.keyboard.press(key),
+					problems: () => problems,
+					close: () => context.close(),
+				};
 			},
 			close: () => browser.close(),
 		};

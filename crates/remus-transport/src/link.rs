@@ -16,10 +16,6 @@ use remus_wire::ErrorCode;
 
 use self::framed::{Framed, FramedReader, FramedWriter, Runner};
 
-#[allow(
-    dead_code,
-    reason = "the first carrier of this kind comes with the next change"
-)]
 use crate::{web, webtransport};
 
 pub(crate) mod framed;

@@ -178,6 +178,10 @@ pub(crate) enum Command {
     /// the SHA-256 of what they read and wrote, and the copy fails if they differ. A file appears under its name only when
     /// it is whole.
     Cp(Copy),
+    /// See what carries the node's sessions, and change it
+    ///
+    /// Nothing is lost by a carrier that is dropped or switched: calls, streams and subscriptions go on over the next one.
+    Carrier(CarrierCommand),
     /// Measure what a node and the way to it carry
     ///
     /// Measures until the time or the number is reached, or until Ctrl-C, and then says what came of it. Without --rate the
@@ -311,6 +315,47 @@ pub(crate) struct Copy {
     /// Fail rather than replace a file
     #[arg(long, short = 'n')]
     pub(crate) no_clobber: bool,
+}
+
+/// Arguments of [`Command::Carrier`].
+#[derive(Debug, Args)]
+pub(crate) struct CarrierCommand {
+    #[command(subcommand)]
+    pub(crate) what: Carriers,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Carriers {
+    /// List the node's sessions
+    Ls,
+    /// Drop a session's carrier, as if the network had broken
+    Drop {
+        /// The session's number, or all: every session but this command's own
+        #[arg(value_name = "SESSION|all", value_parser = session_or_all)]
+        session: Chosen,
+    },
+    /// Ask a session's client to go on over another carrier
+    Switch {
+        /// The session's number
+        session: u64,
+        /// The carrier to go on over
+        #[arg(value_enum, value_name = "NAME")]
+        to: Carrier,
+    },
+}
+
+/// One session, or all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chosen(pub(crate) Option<u64>);
+
+fn session_or_all(text: &str) -> Result<Chosen, String> {
+    if text == "all" {
+        return Ok(Chosen(None));
+    }
+    let number = text.parse().map(|number| Chosen(Some(number)));
+    number.map_err(|_| {
+        "expected the number of a session, as `remus carrier ls` shows it, or all".to_owned()
+    })
 }
 
 /// Arguments of [`Command::Bench`].
@@ -724,6 +769,13 @@ mod tests {
             ("call a/b --metadata novalue", "expected KEY=VALUE"),
             ("up --listen 4433", "invalid socket address"),
             ("cp onlyone", "required arguments were not provided"),
+            ("carrier", "no command was given"),
+            (
+                "carrier drop everything",
+                "expected the number of a session",
+            ),
+            ("carrier switch 3", "required arguments were not provided"),
+            ("carrier switch 3 pigeon", "possible values: webtransport"),
             ("bench", "no command was given"),
             ("bench everything", "unrecognized subcommand"),
             ("bench rpc --size 2MiB", "the most is 1MiB"),

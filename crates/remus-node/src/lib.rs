@@ -9,6 +9,7 @@
 //! | `file.v1.Files` | files under the data directory: [`files`] |
 //! | `remus.v2.Bench` | something to measure against: [`mod@bench`] |
 //! | `remus.v2.Directory` | what is served, and who is connected: [`directory`] |
+//! | `remus.v2.Sessions` | what carries the sessions: [`sessions`] |
 //! | `remus.v2.Topics` | publish and subscribe, with `host.<name>.cpu`, `memory`, `disk` and `net` every second |
 //!
 //! ```no_run
@@ -36,6 +37,7 @@ pub mod host;
 mod lock;
 mod node;
 mod port;
+pub mod sessions;
 mod transports;
 pub mod web;
 

@@ -34,6 +34,7 @@ use crate::files::{Files, FilesError};
 use crate::host::{Host, HostThread};
 use crate::lock::{DataError, DataLock};
 use crate::port::{self, Port, PortError, Protocol};
+use crate::sessions::Sessions;
 use crate::transports;
 use crate::web::{self, Site};
 
@@ -131,9 +132,11 @@ impl Node {
         let name = host.name().to_owned();
 
         let directory = Directory::default();
+        let sessions = Sessions::default();
         let router = Router::new()
             .topics(&broker)
             .service(directory.service())
+            .service(sessions.service())
             .service(host.service())
             .service(files.service())
             .service(bench::service());
@@ -175,6 +178,7 @@ impl Node {
             connections.push(node.start_shard(&group, number, tcp, config, &router, &failure)?);
         }
         node.start_renewal(failure)?;
+        sessions.fill(connections.clone());
         directory.fill(Contents {
             node: NodeDescription {
                 name,

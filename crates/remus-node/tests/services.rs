@@ -275,6 +275,7 @@ async fn the_directory_tells_services_topics_and_peers() {
             "host.v1.Host",
             "remus.v2.Bench",
             "remus.v2.Directory",
+            "remus.v2.Sessions",
             "remus.v2.Topics"
         ]
     );

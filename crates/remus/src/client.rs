@@ -14,11 +14,11 @@ use remus_transport::{Carrier, Connection, HEAD_START, Handler, Ladder, quic};
 use remus_wire::{ErrorCode, Flags, Message, Priority, Routing};
 
 use crate::message::{Body, Element, Metadata, Request, Response};
-use crate::router::{BoxFuture, Router};
+use crate::router::{BoxFuture, Router, ServiceDescription};
 use crate::server::Dispatcher;
 use crate::stream::{Elements, Reply, StreamSender, Streaming, pump};
 use crate::topics::{RemoteSubscription, SubscribeOptions};
-use crate::{Codec, Error, names};
+use crate::{CARRIER_SERVICE, Codec, Error, carrier, names};
 
 /// Time budget of a unary call that states none: nothing hangs for ever by default.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -145,7 +145,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Serves these services to the peer, over the same connection.
+    /// Serves these services to the peer, over the same connection, beside the built-in [`CARRIER_SERVICE`].
     #[must_use]
     pub fn router(mut self, router: Router) -> Self {
         self.router = router;
@@ -201,6 +201,12 @@ impl ClientBuilder {
             http2: tls(alpn::HTTP2)?,
             http1: tls(alpn::HTTP1)?,
         };
+        let mut router = self.router;
+        // A program may answer this in its own way.
+        let is_served = |one: &ServiceDescription| one.name == CARRIER_SERVICE;
+        if !router.services().iter().any(is_served) {
+            router = router.service(carrier::service(&self.carriers));
+        }
         let managed = Managed {
             ladder: Ladder::new(
                 dialer,
@@ -211,7 +217,7 @@ impl ClientBuilder {
             ),
             policy: self.policy,
             config: self.config,
-            handler: Arc::new(Dispatcher::open(self.router)),
+            handler: Arc::new(Dispatcher::open(router)),
             timeout: self.timeout,
             current: Mutex::new(None),
             dialling: tokio::sync::Mutex::default(),

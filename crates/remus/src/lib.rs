@@ -41,6 +41,7 @@
 
 #![forbid(unsafe_code)]
 
+mod carrier;
 mod client;
 mod codec;
 mod error;
@@ -51,6 +52,7 @@ mod server;
 mod stream;
 mod topics;
 
+pub use carrier::{CARRIER_SERVICE, SwitchAnswer, SwitchRequest};
 pub use client::{Client, ClientBuilder, DEFAULT_TIMEOUT, MethodCall};
 pub use codec::{Codec, Codecs, Json, Raw};
 pub use error::{Error, ErrorDetail};
@@ -69,7 +71,9 @@ pub use remus_wire::{
 pub use router::{
     BoxFuture, MethodDescription, MethodKind, Route, Router, Service, ServiceDescription,
 };
-pub use server::{Authenticator, BindError, Connections, DEFAULT_GRACE, Server, ServerBuilder};
+pub use server::{
+    Authenticator, BindError, Connections, DEFAULT_GRACE, OpenSession, Server, ServerBuilder,
+};
 pub use stream::{Reply, StreamSender, Streaming};
 pub use topics::{
     Broker, Overflow, Publication, RemoteSubscription, SUBSCRIPTION_BYTES_MAX, SUBSCRIPTIONS_MAX,

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use remus_security::{TlsConfigError, TlsPolicy, alpn, server_config};
 use remus_session::{Answer, Grant, SessionConfig};
@@ -446,6 +446,18 @@ impl std::fmt::Debug for Server {
     }
 }
 
+/// A session that a server has open.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OpenSession {
+    /// Counted from 0 by each server, also where several share a port; given again after 2^32 others.
+    pub number: u32,
+    /// When it began.
+    pub opened: SystemTime,
+    /// The session.
+    pub connection: Connection,
+}
+
 /// The sessions that a server has open, and the HTTP links of its port.
 #[derive(Clone)]
 pub struct Connections(Arc<Gate>);
@@ -459,7 +471,23 @@ impl Connections {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .values()
-            .cloned()
+            .map(|(_, connection)| connection.clone())
+            .collect()
+    }
+
+    /// All of them with what the server calls them by, in no order.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<OpenSession> {
+        self.0
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(number, (opened, connection))| OpenSession {
+                number: *number,
+                opened: *opened,
+                connection: connection.clone(),
+            })
             .collect()
     }
 }
@@ -485,7 +513,7 @@ struct Gate {
     origins: Vec<String>,
     http: Option<Pages>,
     links: Links,
-    connections: Mutex<HashMap<u32, Connection>>,
+    connections: Mutex<HashMap<u32, (SystemTime, Connection)>>,
     next: AtomicU32,
     /// No session is taken any more.
     stopping: AtomicBool,
@@ -538,7 +566,7 @@ impl Acceptor for Gate {
         self.connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(number, connection.clone());
+            .insert(number, (SystemTime::now(), connection.clone()));
         // Ends with the connection, which always ends: by its peer, by silence, or by the server's end.
         tokio::spawn(async move {
             connection.closed().await;

@@ -133,7 +133,7 @@ fn topics(directory: &Directory, now: SystemTime, paint: &Paint) -> String {
 }
 
 /// How long ago a moment of the node's clock was by ours.
-fn ago(moment_us: u64, now: SystemTime) -> String {
+pub(super) fn ago(moment_us: u64, now: SystemTime) -> String {
     if moment_us == 0 {
         return "-".to_owned();
     }
@@ -198,7 +198,7 @@ fn peers(directory: &Directory, paint: &Paint) -> String {
 }
 
 /// An IPv4 address that came through a socket for both as what it is, anything else as it stands.
-fn address(text: &str) -> String {
+pub(super) fn address(text: &str) -> String {
     match text.parse::<SocketAddr>() {
         Ok(address) => SocketAddr::new(address.ip().to_canonical(), address.port()).to_string(),
         Err(_) => text.to_owned(),
@@ -206,7 +206,7 @@ fn address(text: &str) -> String {
 }
 
 /// Columns two spaces apart, under a header; nothing follows the last one.
-fn table(header: &[&str], rows: Vec<Vec<String>>, paint: &Paint) -> String {
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, paint: &Paint) -> String {
     let header: Vec<String> = header.iter().map(|&name| name.to_owned()).collect();
     let rows: Vec<Vec<String>> = rows
         .iter()

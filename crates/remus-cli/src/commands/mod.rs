@@ -2,6 +2,7 @@
 
 mod bench;
 mod call;
+mod carrier;
 mod cp;
 mod ls;
 mod ping;
@@ -32,6 +33,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Outcome {
         Command::Call(command) => call::run(command, &connection, output).await,
         Command::Pub(command) => publish::run(command, &connection, output).await,
         Command::Ls(command) => ls::run(command, &connection, output).await,
+        Command::Carrier(command) => carrier::run(command, &connection, output).await,
         Command::Cp(command) => cp::run(command, &connection, output).await,
         Command::Bench(command) => within(limit, bench::run(command, &connection, output)).await,
         Command::ExitCodes => output.data(exit::help().as_bytes()),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use remus::ErrorCode;
@@ -64,6 +64,7 @@ struct Announced<'a> {
     name: &'a str,
     version: &'static str,
     url: String,
+    dashboard: String,
     address: SocketAddr,
     data: &'a Path,
     certificate_sha256: String,
@@ -74,6 +75,7 @@ fn announce(node: &Node, output: &Output) -> Outcome {
     let announced = Announced {
         name: node.name(),
         version: env!("CARGO_PKG_VERSION"),
+        dashboard: dashboard(node.address()),
         url: url(node.address()),
         address: node.address(),
         data: node.data(),
@@ -93,6 +95,7 @@ fn announce(node: &Node, output: &Output) -> Outcome {
     let default_data = remus_node::data_directory(None).ok();
     for (name, value) in [
         ("url", announced.url.clone()),
+        ("dashboard", announced.dashboard.clone()),
         ("data", announced.data.display().to_string()),
         (
             "certificate",
@@ -115,6 +118,16 @@ fn url(address: SocketAddr) -> String {
         format!("remus://localhost:{}", address.port())
     } else {
         format!("remus://{address}")
+    }
+}
+
+/// Where browsers on this machine find its dashboard. A node that has only IPv4 is named by its address: for WebTransport,
+/// Chromium takes the first address of a name, which is ::1 for localhost, and no other.
+fn dashboard(address: SocketAddr) -> String {
+    match address.ip() {
+        IpAddr::V6(ip) if ip.is_unspecified() => format!("https://localhost:{}/", address.port()),
+        IpAddr::V4(ip) if ip.is_unspecified() => format!("https://127.0.0.1:{}/", address.port()),
+        _ => format!("https://{address}/"),
     }
 }
 
@@ -219,6 +232,15 @@ mod tests {
         assert_eq!(url("127.0.0.1:1"), "remus://localhost:1");
         assert_eq!(url("10.0.0.1:1"), "remus://10.0.0.1:1");
         assert_eq!(url("[2001:db8::1]:1"), "remus://[2001:db8::1]:1");
+    }
+
+    #[test]
+    fn the_dashboard_is_where_browsers_here_find_it() {
+        let dashboard = |text: &str| dashboard(text.parse().unwrap());
+        assert_eq!(dashboard("[::]:4433"), "https://localhost:4433/");
+        assert_eq!(dashboard("0.0.0.0:1"), "https://127.0.0.1:1/");
+        assert_eq!(dashboard("127.0.0.1:1"), "https://127.0.0.1:1/");
+        assert_eq!(dashboard("[::1]:1"), "https://[::1]:1/");
     }
 
     #[test]

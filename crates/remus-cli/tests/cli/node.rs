@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 use crate::support::{Node, PATIENCE, Running, noise, remus, run};
 
 #[test]
-fn says_five_lines_of_which_the_last_works() {
+fn says_six_lines_of_which_the_last_works() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("my data");
     let mut command = remus(["up", "--listen", "127.0.0.1:0", "--data"]);
     command.arg(&data);
     let node = Running::start(command);
-    let lines: Vec<String> = (0..5).map(|_| node.stdout.next().unwrap()).collect();
+    let lines: Vec<String> = (0..6).map(|_| node.stdout.next().unwrap()).collect();
     assert!(lines[0].starts_with("remus "), "{lines:#?}");
     assert!(lines[1].contains("remus://localhost:"), "{lines:#?}");
-    assert!(lines[2].contains(data.to_str().unwrap()), "{lines:#?}");
-    let digest = lines[3].rsplit(' ').next().unwrap();
+    assert!(lines[2].contains("https://127.0.0.1:"), "{lines:#?}");
+    assert!(lines[3].contains(data.to_str().unwrap()), "{lines:#?}");
+    let digest = lines[4].rsplit(' ').next().unwrap();
     assert_eq!(digest.len(), 64, "{lines:#?}");
-    let suggestion = lines[4].trim().strip_prefix("try").unwrap().trim();
+    let suggestion = lines[5].trim().strip_prefix("try").unwrap().trim();
     let words = suggestion.strip_prefix("remus ").unwrap();
     // As a shell would take it.
     let mut words: Vec<&str> = words.split_whitespace().collect();

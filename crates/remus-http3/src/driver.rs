@@ -6,6 +6,7 @@
 //! Invariant: what it has in hand is bounded by the configuration and by the number of sessions.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -57,6 +58,13 @@ enum Event {
     SessionEnded(u64),
     /// Nothing follows.
     Nothing,
+}
+
+/// A bidirectional stream of a session's.
+struct Held {
+    session_id: u64,
+    send: quinn::SendStream,
+    reader: Reader,
 }
 
 /// What a bidirectional stream is.
@@ -116,6 +124,10 @@ pub(crate) struct Driver {
     started: Instant,
     /// Bidirectional streams that are not decided, or being refused.
     undecided_bi: usize,
+    /// Bidirectional streams of the peer's of which it is not known what they are.
+    deciding: BTreeSet<u64>,
+    /// Streams of sessions that overtook one of those: a session gets them in the order in which they were opened.
+    held: BTreeMap<u64, Held>,
     undecided_uni: usize,
     is_accepting_bi: bool,
     is_accepting_uni: bool,
@@ -134,6 +146,8 @@ impl Driver {
             tasks: FuturesUnordered::new(),
             started,
             undecided_bi: 0,
+            deciding: BTreeSet::new(),
+            held: BTreeMap::new(),
             undecided_uni: 0,
             is_accepting_bi: false,
             is_accepting_uni: false,
@@ -231,7 +245,8 @@ impl Driver {
     /// Keeps one accept of each kind going while there is room for undecided streams.
     fn accept_more(&mut self) {
         let max = self.shared.config.max_undecided_streams;
-        if !self.is_accepting_bi && self.undecided_bi < max {
+        let waiting = self.undecided_bi.saturating_add(self.held.len());
+        if !self.is_accepting_bi && waiting < max {
             self.is_accepting_bi = true;
             let quic = self.shared.quic.clone();
             self.tasks.push(Box::pin(async move {
@@ -280,6 +295,7 @@ impl Driver {
             Event::Bi(send, recv) => {
                 self.is_accepting_bi = false;
                 self.undecided_bi = self.undecided_bi.saturating_add(1);
+                self.deciding.insert(recv.id().into());
                 if shared.is_server {
                     lock(&shared.routing).taken(recv.id().into());
                 }
@@ -295,6 +311,7 @@ impl Driver {
             }
             Event::BiDecided(id, bi) => {
                 self.undecided_bi = self.undecided_bi.saturating_sub(1);
+                self.deciding.remove(&id);
                 match bi {
                     Some(Bi::Request {
                         head,
@@ -308,10 +325,16 @@ impl Driver {
                         reader,
                     }) => {
                         self.no_session(id)?;
-                        self.deliver(session_id, Some(send), reader)?;
+                        let held = Held {
+                            session_id,
+                            send,
+                            reader,
+                        };
+                        self.held.insert(id, held);
                     }
                     None => self.no_session(id)?,
                 }
+                self.deliver_held()?;
             }
             Event::UniDecided(uni) => {
                 self.undecided_uni = self.undecided_uni.saturating_sub(1);
@@ -323,6 +346,27 @@ impl Driver {
             Event::SessionEnded(id) => lock(&shared.routing).remove(id),
             Event::Nothing => {}
         }
+        Ok(())
+    }
+
+    /// Gives sessions the streams that nothing opened before them can precede any more.
+    ///
+    /// One whose session is not there yet goes to where such streams wait, within the limits that hold there.
+    fn deliver_held(&mut self) -> Result<(), Fault> {
+        let first_undecided = self.deciding.first().copied().unwrap_or(u64::MAX);
+        let mut overtook = BTreeMap::new();
+        while let Some((id, held)) = self.held.pop_first() {
+            let is_early = !matches!(
+                lock(&self.shared.routing).route(held.session_id),
+                Route::Session(_)
+            );
+            if id < first_undecided || is_early {
+                self.deliver(held.session_id, Some(held.send), held.reader)?;
+            } else {
+                overtook.insert(id, held);
+            }
+        }
+        self.held = overtook;
         Ok(())
     }
 

@@ -633,6 +633,14 @@ impl Connection {
         self.inner.lock().session.statistics()
     }
 
+    /// Lanes that are open on the present carrier, lane 0 included. Spec: transport §2.
+    #[must_use]
+    pub fn open_lanes(&self) -> usize {
+        let core = self.inner.lock();
+        let is_open = |writer: &&Writer| !matches!(writer, Writer::Absent | Writer::Wanted);
+        core.writers.iter().filter(is_open).count()
+    }
+
     /// Calls of the peer's and of ours that are open now.
     #[must_use]
     pub fn open_calls(&self) -> (usize, usize) {

@@ -321,6 +321,54 @@ async fn nothing_is_lost_or_doubled_however_the_network_fails() {
     everything_moves(&Carrier::ALL, Harm::Network, 8, 16).await;
 }
 
+/// Streams on several lanes move to a carrier that has one, and back to one that has many. Spec: CORE-93, CORE-101
+#[tokio::test]
+async fn streams_on_many_lanes_go_on_over_one_and_over_many_again() {
+    let count = 128;
+    let host = Host::start(services(Executed::default())).await;
+    let client = client(&host, &[Carrier::WebTransport, Carrier::WebSocket]).await;
+    let connection = client.connection().await.unwrap();
+    connection.active().await.unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    let mut transfers = Vec::new();
+    for _ in 0..4 {
+        let (down, up) = (client.clone(), client.clone());
+        let (downs, ups) = (Arc::clone(&done), Arc::clone(&done));
+        transfers.push(tokio::spawn(download(down, count, downs)));
+        transfers.push(tokio::spawn(upload(up, count, ups)));
+    }
+    let all = 8 * count as usize;
+    let reached = async |part: usize| {
+        while done.load(Ordering::Relaxed) < part {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(
+                !transfers.iter().all(tokio::task::JoinHandle::is_finished),
+                "some of them go on"
+            );
+        }
+    };
+    reached(all / 16).await;
+    assert!(connection.open_lanes() > 4, "lanes beside lane 0");
+    connection.switch_carrier(Carrier::WebSocket).await.unwrap();
+    reached(all / 8).await;
+    assert_eq!(connection.open_lanes(), 1);
+    connection
+        .switch_carrier(Carrier::WebTransport)
+        .await
+        .unwrap();
+    for transfer in transfers {
+        transfer.await.unwrap();
+    }
+    assert!(connection.open_lanes() > 1, "the lanes that they had");
+    assert_eq!(connection.statistics().resumptions, 2);
+    // New streams too, and the acknowledgements of all lanes are of those that the other side means.
+    upload(client.clone(), count, Arc::default()).await;
+    download(client.clone(), count, Arc::default()).await;
+    connection.drop_carrier();
+    upload(client.clone(), count, Arc::default()).await;
+    assert_eq!(connection.statistics().resumptions, 3);
+}
+
 #[tokio::test]
 async fn a_call_waits_out_a_cut_and_runs_once() {
     let executed = Executed::default();

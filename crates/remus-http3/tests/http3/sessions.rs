@@ -170,6 +170,37 @@ async fn the_streams_of_a_closed_session_are_reset_even_when_nobody_uses_them() 
     .await;
 }
 
+/// Spec: TRANS-29, CORE-93
+#[tokio::test]
+async fn streams_come_in_the_order_in_which_they_were_opened() {
+    guarded(async {
+        let Pair { client, server, .. } = Pair::new(Config::default()).await;
+        let quic = client.quic();
+        let mut streams = Vec::new();
+        for _ in 0..4 {
+            streams.push(quic.open_bi().await.unwrap());
+        }
+        // The session is 0, so its streams begin with these bytes. The last one opened is the first to say what it is.
+        for (n, (send, _)) in (0_u8..4).zip(&mut streams).rev() {
+            send.write_all(&[0x40, 0x41, 0, n]).await.unwrap();
+            client.send_datagram(&[n]).unwrap();
+            assert_eq!(server.read_datagram().await.unwrap(), [n][..]);
+        }
+        for n in 0_u8..4 {
+            let (_send, mut recv) = server.accept_bi().await.unwrap();
+            assert_eq!(recv.read_chunk(1).await.unwrap().unwrap(), [n][..]);
+        }
+        // One that is given up before it has said what it is holds nothing up.
+        let (mut given_up, _) = quic.open_bi().await.unwrap();
+        let (mut send, _recv) = client.open_bi().await.unwrap();
+        send.write_all(b"x").await.unwrap();
+        given_up.reset(0_u32.into()).unwrap();
+        let (_send, mut recv) = server.accept_bi().await.unwrap();
+        assert_eq!(recv.read_chunk(1).await.unwrap().unwrap(), b"x"[..]);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn application_codes_pass_both_ways() {
     guarded(async {

@@ -739,9 +739,13 @@ impl Connection {
         let mut request = Some(request);
         let (key, place) = poll_fn(|cx| {
             self.poll_start(cx, Shape::Unary, |core, now| {
-                let key =
-                    core.session
-                        .call(now, request.take().unwrap_or_default(), Shape::Unary)?;
+                // A large one has to wait until the session is open, and is made then.
+                let outgoing = match core.session.state().is_open() {
+                    true => request.take(),
+                    false => request.clone(),
+                };
+                let outgoing = outgoing.unwrap_or_default();
+                let key = core.session.call(now, outgoing, Shape::Unary)?;
                 Ok((key, core.bind(key, Entry::unary())))
             })
         })
@@ -893,9 +897,10 @@ impl Connection {
         shape: Shape,
         start: impl FnOnce(&mut Core, Timestamp) -> Result<T, CallError>,
     ) -> Poll<Result<T, ErrorRecord>> {
-        self.inner
-            .with(|core, now| match core.session.ready_for(shape) {
-                Ok(()) => Poll::Ready(start(core, now).map_err(|error| error.to_record())),
+        self.inner.with(|core, now| {
+            let ready = core.session.ready_for(shape);
+            match ready.and_then(|()| start(core, now)) {
+                Ok(made) => Poll::Ready(Ok(made)),
                 Err(
                     CallError::NotOpen
                     | CallError::QueueFull { .. }
@@ -905,7 +910,8 @@ impl Connection {
                     Poll::Pending
                 }
                 Err(error) => Poll::Ready(Err(core.refusal(&error))),
-            })
+            }
+        })
     }
 }
 

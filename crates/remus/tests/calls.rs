@@ -144,6 +144,21 @@ async fn payloads_of_every_size_come_back() {
     assert!(error.message().contains("4194304"), "{error}");
 }
 
+/// A large request has no room in the first flight, and waits until there is a session. Spec: CORE-5
+#[tokio::test]
+async fn large_calls_wait_until_the_session_is_open() {
+    let host = Host::start(Router::new().service(echo())).await;
+    for len in [16_000, 20_000, 300_000] {
+        let client = host.client().await;
+        let connection = client.connection().await.unwrap();
+        let payload = Bytes::from(vec![7; len]);
+        let method = client.method("test.v1.Echo/Echo");
+        let answering = method.unary::<Bytes, Bytes>(Raw, &payload);
+        assert!(connection.negotiated().is_none(), "it has only begun");
+        assert!(answering.await.unwrap().into_inner() == payload, "{len}");
+    }
+}
+
 #[tokio::test]
 async fn errors_keep_code_text_and_details_and_unknown_methods_are_named() {
     let host = Host::start(Router::new().service(echo())).await;

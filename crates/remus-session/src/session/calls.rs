@@ -118,10 +118,14 @@ impl Session {
         }
         let timeout = request.timeout;
         let mut message = self.request_message(now, request, flags);
-        self.check_message(&message)?;
         let len = message.encoded_len();
-        let unary = shape == Shape::Unary;
-        let (stream, owns_stream) = if unary && len <= SHARED_MESSAGE_MAX {
+        let shares = shape == Shape::Unary && len <= SHARED_MESSAGE_MAX;
+        if !shares && !self.state.is_open() {
+            // What the peer takes beyond is not known yet, so nothing is too large for it either.
+            return Err(CallError::NotOpen);
+        }
+        self.check_message(&message)?;
+        let (stream, owns_stream) = if shares {
             (self.own_shared(), false)
         } else {
             (self.open_stream(message.priority.class())?, true)
@@ -137,7 +141,7 @@ impl Session {
             request_id: RequestId(0),
             stream,
             owns_stream,
-            streams: !unary,
+            streams: shape != Shape::Unary,
             priority: message.priority,
             deadline: None,
             inbox: Inbox::default(),

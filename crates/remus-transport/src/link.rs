@@ -4,8 +4,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::Future;
 use std::net::SocketAddr;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,9 +24,8 @@ pub(crate) mod framed;
 /// A datagram must hold a heartbeat: frame header, message header and payload.
 const DATAGRAM_MIN: usize = 8 + 35 + 20;
 
-/// Why a connection is closed whose session goes on elsewhere: H3_NO_ERROR (RFC 9114, 8.1). Without a capsule that closes the session,
-/// it says nothing about that.
-const ABANDONED: quinn::VarInt = quinn::VarInt::from_u32(0x100);
+/// The code by which a WebTransport session is closed and the Remus session on it is not. Spec: TRANS-53.
+const CARRIER_ONLY: u32 = 3000;
 
 /// Bytes taken from a lane at once.
 const READ_MAX: usize = 64 * 1024;
@@ -240,11 +240,13 @@ impl Link {
         }
     }
 
-    /// Lets go of it, and not of the session: the peer sees a carrier that broke.
+    /// Lets go of it, and not of the session: the peer sees a carrier that is lost. What shares the connection with it goes on.
     pub(crate) fn abandon(&self, reason: &str) {
         match self {
             Self::WebTransport(session) => {
-                session.quic().close(ABANDONED, reason.as_bytes());
+                // The first poll closes it; nobody needs to wait until the peer has heard.
+                let closing = std::pin::pin!(session.close(CARRIER_ONLY, reason));
+                let _ = closing.poll(&mut Context::from_waker(Waker::noop()));
             }
             Self::Framed(framed) => framed.lose(reason),
         }
@@ -262,6 +264,9 @@ impl Link {
 impl From<Result<remus_http3::SessionClosed, remus_http3::Error>> for LinkEnd {
     fn from(end: Result<remus_http3::SessionClosed, remus_http3::Error>) -> Self {
         match end {
+            Ok(closed) if closed.code == CARRIER_ONLY => Self::Lost {
+                reason: format!("{} dropped the carrier: {}", closed.side, closed.reason),
+            },
             Ok(closed) if closed.side == ClosedBy::Peer => Self::Peer {
                 code: ErrorCode(closed.code),
                 reason: closed.reason,

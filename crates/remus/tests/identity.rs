@@ -21,7 +21,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::{Bytes, BytesMut};
 use raider::{Raider, echo, frame, is_served, request};
 use remus::{
-    AuthMethod, AuthenticationRecord, Authenticator, BoxFuture, Carrier, Client, Error, Grant,
+    AuthMethod, AuthenticationRecord, Authenticator, BoxFuture, Carrier, Client, ConnectionStatus,
+    Error, Grant,
 };
 use remus_session::{CarrierInfo, LaneId, Peeked, ResumeRequest, SessionConfig, peek_resume};
 use remus_wire::{
@@ -338,5 +339,36 @@ async fn a_client_with_a_token_moves_with_it_and_with_the_next_one() {
         is_served(&client).await;
         assert_eq!(connection.statistics().resumptions, number * 2);
         connection.authenticate(bearer(&format!("alice/{}", number + 1)));
+    }
+}
+
+/// A client drops its carrier by code 3000, and the session waits for it. Spec: CORE-91, TRANS-47, TRANS-53
+#[tokio::test]
+async fn a_carrier_can_be_closed_without_its_session() {
+    for (code, ends) in [(3000, false), (0, true), (0x106, true)] {
+        let host = Host::start(echo()).await;
+        let config = SessionConfig::client().with_resumption(true);
+        let raider = Raider::active_with(&host, config).await;
+        let accepted = host.connections.list().pop().unwrap();
+        let mut status = accepted.watch_status();
+        raider.link.close(code, "bye").await;
+        let after = status
+            .wait_for(|status| {
+                matches!(
+                    status,
+                    ConnectionStatus::Suspended { .. } | ConnectionStatus::Closed(_)
+                )
+            })
+            .await
+            .unwrap()
+            .clone();
+        match after {
+            ConnectionStatus::Suspended { .. } => assert!(!ends, "code {code}"),
+            ConnectionStatus::Closed(reason) => {
+                assert!(ends, "code {code}");
+                assert_eq!((reason.code.0, reason.by_peer), (code, true));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }

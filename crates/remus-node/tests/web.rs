@@ -107,7 +107,8 @@ async fn http2_answers_with_the_same_and_head_with_its_length() {
     for (path, status) in [
         ("/livez", StatusCode::OK),
         ("/readyz", StatusCode::OK),
-        ("/", StatusCode::NOT_FOUND),
+        ("/", StatusCode::OK),
+        ("/there-is-no-such-page", StatusCode::NOT_FOUND),
         ("/.well-known/", StatusCode::NOT_FOUND),
     ] {
         let answer = sender.send_request(request(&running, path)).await.unwrap();

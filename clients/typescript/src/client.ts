@@ -126,6 +126,8 @@ class RemusClient implements Client {
 	#first: { resolve(): void; reject(error: unknown): void } | undefined;
 	#failures = 0;
 	#resumptions = 0;
+	/** Carriers that could be opened, and lost their session before it began. */
+	readonly #unfit = new Set<CarrierKind>();
 	/** Why the next carrier is taken into use. */
 	#reason = "";
 	/** A carrier that was asked to take the session on, and who waits for it. */
@@ -179,6 +181,7 @@ class RemusClient implements Client {
 			{
 				active: () => {
 					this.#sessions++;
+					if (this.#carrier) this.#remember(this.#carrier.kind);
 					this.#failures = 0;
 					this.#setState("open");
 					this.#first?.resolve();
@@ -224,7 +227,6 @@ class RemusClient implements Client {
 			}
 			const token = await (early ?? this.#bearer());
 			if (signal.aborted || this.#coming || this.#carrier) return carrier.drop();
-			this.#remember(carrier.kind);
 			this.#useCarrier(carrier, "connected");
 			this.#session.begin(carrier, token);
 		} catch (error) {
@@ -260,11 +262,12 @@ class RemusClient implements Client {
 		if (this.#kinds().length > 1) memory.set(this.url, kind);
 	}
 
-	/** Kinds to try, the one that won last time first. */
+	/** Kinds to try: the one that won last time first, those that don't work here last. */
 	#kinds(): CarrierKind[] {
 		const kinds = (this.#options.carriers ?? ladder).filter((kind) => this.#openers[kind]);
 		const last = memory.get(this.url);
-		return last && kinds.includes(last) ? [last, ...kinds.filter((kind) => kind !== last)] : kinds;
+		const rank = (kind: CarrierKind): number => (this.#unfit.has(kind) ? 2 : kind === last ? 0 : 1);
+		return kinds.sort((a, b) => rank(a) - rank(b));
 	}
 
 	#connectLater(): void {
@@ -280,7 +283,7 @@ class RemusClient implements Client {
 	#climb(pauseMs: number): void {
 		clearTimeout(this.#climbTimer);
 		const kinds = (this.#options.carriers ?? ladder).filter((kind) => this.#openers[kind]);
-		const better = kinds.slice(0, this.carrier ? kinds.indexOf(this.carrier) : 0);
+		const better = kinds.slice(0, this.carrier ? kinds.indexOf(this.carrier) : 0).filter((kind) => !this.#unfit.has(kind));
 		if (better.length === 0 || this.#options.climb === false || !this.#session.resumable) return;
 		this.#climbTimer = setTimeout(async () => {
 			for (const kind of better) {
@@ -321,13 +324,18 @@ class RemusClient implements Client {
 
 	#sessionEnded(session: Session, error: RemusError, refused: boolean): void {
 		if (session !== this.#session) return;
+		const kind = this.carrier;
+		// it opened, and then carried nothing: something in between lets only the beginning through
+		const isUnfit = refused && kind !== undefined && error.code === "LOSS_OF_SESSION";
+		if (isUnfit) this.#unfit.add(kind);
 		this.#bytesSent += session.bytesSent;
 		this.#bytesReceived += session.bytesReceived;
 		this.#useCarrier(undefined, error.message);
 		this.#failComing(error.message);
 		if (this.#state === "closing") return;
 		if (this.#stop.signal.aborted) return;
-		if (this.#first || (refused && PERMANENT.has(error.code))) {
+		const goesOn = isUnfit && this.#kinds().some((other) => !this.#unfit.has(other));
+		if ((this.#first && !goesOn) || (refused && PERMANENT.has(error.code))) {
 			this.#over(error);
 			return;
 		}

@@ -82,7 +82,8 @@ function factsOf(status: ClientStatus, tls: Tls): readonly (readonly [string, st
 	return [
 		["Encryption", tls.version(status.carrier)],
 		["Key exchange", tls.keyExchange(status.carrier)],
-		["Round trip", `${milliseconds(status.rttMs)}, best ${milliseconds(status.minRttMs)}`],
+		["Round trip", milliseconds(status.rttMs)],
+		["Best round trip", milliseconds(status.minRttMs)],
 		["On this carrier for", status.carrierSince === undefined ? "–" : since(status.carrierSince)],
 		["Session", `${status.session ?? "–"}${status.resumable ? ", can be resumed" : ""}`],
 		["Resumed", `${status.resumptions} × in ${status.sessions} ${status.sessions === 1 ? "session" : "sessions"}`],

@@ -19,6 +19,8 @@ import { type Bytes, join } from "../wire/bytes.js";
 const RETRY_MS = 10_000;
 /** First pause between them, in ms; doubled each time. */
 const RETRY_PAUSE_MS = 100;
+/** How long they are repeated before anything has come, in ms: so long may a node have no answer where a proxy lets none through. */
+const FIRST_MS = 1_000;
 /** How long an answer may take beyond the hold, in ms. Spec: CARR-22. */
 const PATIENCE_MS = 10_000;
 /** How long the first event may take, in ms; later there is a proxy in between that gathers answers. Spec: CARR-26. */
@@ -32,10 +34,13 @@ const LINE_MAX = (LINK_MESSAGE_MAX * 4) / 3 + 64;
 /** The link is over: by a code, or lost. */
 class LinkEnd extends Error {
 	readonly end: CarrierEnd;
+	/** Whether the node has said so, by the answer that is its alone. */
+	readonly byNode: boolean;
 
-	constructor(code: number | undefined, reason: string) {
+	constructor(code: number | undefined, reason: string, byNode = false) {
 		super(reason);
 		this.end = { code, reason };
+		this.byNode = byNode;
 	}
 }
 
@@ -101,7 +106,7 @@ async function judge(response: Response): Promise<LinkEnd | undefined> {
 	if (status === 408 || status === 429 || status >= 500) return undefined;
 	const { message, error } = await problem(response);
 	const reason = typeof message === "string" ? message : `answered with ${status}`;
-	if (status === 410) return new LinkEnd(typeof error === "number" ? error : 0, reason);
+	if (status === 410) return new LinkEnd(typeof error === "number" ? error : 0, reason, true);
 	if (status === 404 || status === 409) return new LinkEnd(undefined, reason);
 	return new LinkEnd(errorCodes[refusal(status, reason).code], reason);
 }
@@ -170,8 +175,9 @@ class HttpCarrier implements Carrier {
 		headers: { [name: string]: string },
 		expected: readonly number[],
 		patienceMs: number,
+		retryMs: number = RETRY_MS + patienceMs,
 	): Promise<Response> {
-		const until = performance.now() + RETRY_MS + patienceMs;
+		const until = performance.now() + retryMs;
 		let pause = RETRY_PAUSE_MS;
 		for (;;) {
 			const patience = AbortSignal.timeout(patienceMs);
@@ -293,7 +299,7 @@ class HttpCarrier implements Carrier {
 		while (!this.#stop.signal.aborted) {
 			const headers = { "remus-acknowledge": String(this.#taken) };
 			const patience = this.#opened.hold_ms + PATIENCE_MS;
-			const response = await this.#request("/down", { method: "GET" }, headers, [200, 204], patience);
+			const response = await this.#down(headers, patience);
 			if (response.status === 204) continue;
 			let bytes: Uint8Array;
 			try {
@@ -304,6 +310,18 @@ class HttpCarrier implements Carrier {
 				continue;
 			}
 			this.#take(Number(response.headers.get("remus-sequence")), bytes);
+		}
+	}
+
+	/** One `down`. While nothing has come yet, whatever refuses it is taken for a proxy that doesn't let it through. */
+	async #down(headers: { [name: string]: string }, patienceMs: number): Promise<Response> {
+		const isFirst = this.#taken === 0;
+		try {
+			return await this.#request("/down", { method: "GET" }, headers, [200, 204], patienceMs, isFirst ? FIRST_MS : undefined);
+		} catch (error) {
+			// what the node itself refuses the session with, it says by ending the link
+			if (isFirst && error instanceof LinkEnd && !error.byNode) throw new LinkEnd(undefined, error.message);
+			throw error;
 		}
 	}
 

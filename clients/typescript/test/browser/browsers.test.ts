@@ -123,6 +123,18 @@ for (const kind of [chromiumKind, firefoxKind]) {
 			}
 		});
 
+		test("where answers to polls are cut off too, it is on server-sent events", async (context) => {
+			const box = await startMiddlebox(node, ["websocket", "http-poll"]);
+			try {
+				const got = await inPage<Awaited<ReturnType<typeof climbDown>>>("climbDown", box.url, { certificateDigests: [node.digest] });
+				context.diagnostic(`${got.carrier} after ${got.ms} ms`);
+				assert.equal(got.carrier, "http-events");
+				assert.ok(got.echoed);
+			} finally {
+				await box.close();
+			}
+		});
+
 		test(`a session that is cut or moved ${MOVES} times loses nothing and doubles nothing`, async (context) => {
 			const seed = Number(process.env.REMUS_SEED ?? Math.floor(Math.random() * 2 ** 31));
 			context.diagnostic(`seed ${seed} (REMUS_SEED)`);

@@ -91,6 +91,9 @@ struct Run {
     /// These peers only.
     #[arg(long, value_enum, value_delimiter = ',')]
     peers: Vec<Peer>,
+    /// Of Remus: these carriers, instead of WebTransport alone; needs `remus` among the peers.
+    #[arg(long, value_delimiter = ',', value_parser = carrier)]
+    carriers: Vec<Peer>,
     /// Unary: calls in flight, instead of those of the matrix.
     #[arg(long)]
     in_flight: Option<usize>,
@@ -165,6 +168,13 @@ fn main() -> ExitCode {
     }
 }
 
+fn carrier(name: &str) -> Result<Peer, String> {
+    let names = || remus::Carrier::ALL.map(remus::Carrier::name).join(", ");
+    remus::Carrier::from_name(name)
+        .and_then(Peer::over)
+        .ok_or_else(|| format!("the carriers are {}", names()))
+}
+
 // ---- the orchestrator ------------------------------------------------------------------------------
 
 fn run(run: &Run) -> Result<ExitCode> {
@@ -179,11 +189,17 @@ fn run(run: &Run) -> Result<ExitCode> {
         runtime: run.runtime,
     }
     .cases();
-    let peers = if run.peers.is_empty() {
+    let mut peers = if run.peers.is_empty() {
         Peer::ALL.to_vec()
     } else {
         run.peers.clone()
     };
+    if !run.carriers.is_empty() {
+        let Some(remus) = peers.iter().position(|peer| *peer == Peer::Remus) else {
+            return Err("--carriers is about remus, which is not among --peers".into());
+        };
+        peers.splice(remus..=remus, run.carriers.iter().copied());
+    }
     let seconds = run
         .seconds
         .unwrap_or(if run.quick { QUICK_SECONDS } else { SECONDS });
@@ -290,6 +306,7 @@ fn drive(arguments: &Drive) -> Result<ExitCode> {
     let target = Target {
         address: arguments.address,
         tls: tls::Files::open(&arguments.tls),
+        carrier: arguments.peer.remus_carrier(),
     };
     let window = Window {
         warm_up: Duration::from_millis(arguments.warm_up_ms),

@@ -29,6 +29,15 @@ use crate::tls::Files;
 pub(crate) enum Peer {
     /// Remus over WebTransport, through its public API.
     Remus,
+    /// The same over a WebSocket.
+    #[value(name = "remus-websocket")]
+    RemusWebSocket,
+    /// The same by long-polling.
+    #[value(name = "remus-http-poll")]
+    RemusPoll,
+    /// The same by server-sent events.
+    #[value(name = "remus-http-events")]
+    RemusEvents,
     /// The floor: frames by hand in one QUIC stream, with Remus' QUIC settings.
     RawQuinn,
     /// The same frames over TLS.
@@ -51,9 +60,12 @@ pub(crate) enum Peer {
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) tls: Files,
+    /// Of Remus: what to connect by.
+    pub(crate) carrier: ::remus::Carrier,
 }
 
 impl Peer {
+    /// Those that are measured where none is named: of Remus, its usual carrier.
     pub(crate) const ALL: &[Self] = &[
         Self::Remus,
         Self::RawQuinn,
@@ -66,10 +78,13 @@ impl Peer {
         Self::Zenoh,
     ];
 
-    /// The name on the command line and in the results.
+    /// The name on the command line and in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Remus => "remus",
+            Self::RemusWebSocket => "remus-websocket",
+            Self::RemusPoll => "remus-http-poll",
+            Self::RemusEvents => "remus-http-events",
             Self::RawQuinn => "raw-quinn",
             Self::RawTls => "raw-tls",
             Self::RawTcp => "raw-tcp",
@@ -81,9 +96,40 @@ impl Peer {
         }
     }
 
+    /// The name in the results, where the carrier is a field of its own.
+    pub(crate) fn product(self) -> &'static str {
+        match self {
+            Self::RemusWebSocket | Self::RemusPoll | Self::RemusEvents => Self::Remus.name(),
+            other => other.name(),
+        }
+    }
+
+    /// Remus over `carrier`.
+    pub(crate) fn over(carrier: ::remus::Carrier) -> Option<Self> {
+        let all = [
+            Self::Remus,
+            Self::RemusWebSocket,
+            Self::RemusPoll,
+            Self::RemusEvents,
+        ];
+        all.into_iter().find(|peer| peer.remus_carrier() == carrier)
+    }
+
+    /// What Remus connects by; of no meaning to the others.
+    pub(crate) fn remus_carrier(self) -> ::remus::Carrier {
+        match self {
+            Self::RemusWebSocket => ::remus::Carrier::WebSocket,
+            Self::RemusPoll => ::remus::Carrier::LongPoll,
+            Self::RemusEvents => ::remus::Carrier::ServerSentEvents,
+            _ => ::remus::Carrier::WebTransport,
+        }
+    }
+
     pub(crate) fn carrier(self) -> &'static str {
         match self {
-            Self::Remus => "webtransport",
+            Self::Remus | Self::RemusWebSocket | Self::RemusPoll | Self::RemusEvents => {
+                self.remus_carrier().name()
+            }
             Self::RawQuinn => "quic",
             Self::RawTls | Self::Tarpc | Self::Capnp | Self::Nats | Self::Zenoh => "tls",
             Self::RawTcp => "tcp",
@@ -94,6 +140,10 @@ impl Peer {
     pub(crate) fn supports(self, case: &Case) -> bool {
         match self {
             Self::Remus => true,
+            // Topics and idle connections are the broker's and the session's affair, whatever carries them.
+            Self::RemusWebSocket | Self::RemusPoll | Self::RemusEvents => {
+                !matches!(case.kind, Kind::Topic | Kind::Idle)
+            }
             Self::RawQuinn | Self::RawTls | Self::RawTcp | Self::Tonic => case.kind != Kind::Topic,
             Self::Tarpc => matches!(case.kind, Kind::Unary | Kind::Setup | Kind::Idle),
             // Its clients stay on one thread, and the open loop's may not.
@@ -134,7 +184,9 @@ impl Peer {
 /// Serves every case on an ephemeral port of loopback, which it tells with [`crate::process::ready`], until it is killed.
 pub(crate) async fn serve(peer: Peer, tls: &Files, runtime: Runtime) -> Result<()> {
     match peer {
-        Peer::Remus => remus::serve(tls).await,
+        Peer::Remus | Peer::RemusWebSocket | Peer::RemusPoll | Peer::RemusEvents => {
+            remus::serve(tls).await
+        }
         Peer::RawQuinn => raw_quinn::serve(tls).await,
         Peer::RawTls => raw_tls::serve(tls).await,
         Peer::RawTcp => raw_tcp::serve().await,
@@ -155,7 +207,9 @@ pub(crate) async fn drive(
 ) -> Result<Outcome> {
     match case.kind {
         Kind::Unary => match peer {
-            Peer::Remus => load::unary::<remus::Dialler>(case, target, window).await,
+            Peer::Remus | Peer::RemusWebSocket | Peer::RemusPoll | Peer::RemusEvents => {
+                load::unary::<remus::Dialler>(case, target, window).await
+            }
             Peer::RawQuinn => load::unary::<raw_quinn::Dialler>(case, target, window).await,
             Peer::RawTls => load::unary::<raw_tls::Dialler>(case, target, window).await,
             Peer::RawTcp => load::unary::<raw_tcp::Dialler>(case, target, window).await,
@@ -166,7 +220,9 @@ pub(crate) async fn drive(
             Peer::Zenoh => load::unary::<zenoh::Dialler>(case, target, window).await,
         },
         Kind::Setup => match peer {
-            Peer::Remus => load::setup::<remus::Dialler>(case, target, window).await,
+            Peer::Remus | Peer::RemusWebSocket | Peer::RemusPoll | Peer::RemusEvents => {
+                load::setup::<remus::Dialler>(case, target, window).await
+            }
             Peer::RawQuinn => load::setup::<raw_quinn::Dialler>(case, target, window).await,
             Peer::RawTls => load::setup::<raw_tls::Dialler>(case, target, window).await,
             Peer::RawTcp => load::setup::<raw_tcp::Dialler>(case, target, window).await,
@@ -180,7 +236,9 @@ pub(crate) async fn drive(
             Peer::Zenoh => load::setup::<zenoh::Dialler>(case, target, window).await,
         },
         Kind::Idle => match peer {
-            Peer::Remus => load::idle::<remus::Dialler>(case, target, window).await,
+            Peer::Remus | Peer::RemusWebSocket | Peer::RemusPoll | Peer::RemusEvents => {
+                load::idle::<remus::Dialler>(case, target, window).await
+            }
             Peer::RawQuinn => load::idle::<raw_quinn::Dialler>(case, target, window).await,
             Peer::RawTls => load::idle::<raw_tls::Dialler>(case, target, window).await,
             Peer::RawTcp => load::idle::<raw_tcp::Dialler>(case, target, window).await,
@@ -197,7 +255,7 @@ pub(crate) async fn drive(
             let size = case.size;
             let messages = case.kind == Kind::Stream;
             match peer {
-                Peer::Remus => {
+                Peer::Remus | Peer::RemusWebSocket | Peer::RemusPoll | Peer::RemusEvents => {
                     load::download(remus::download(target, size).await?, size, window).await
                 }
                 Peer::RawQuinn => {
@@ -239,7 +297,9 @@ pub(crate) async fn drive(
         Kind::BulkUp => {
             let size = case.size;
             match peer {
-                Peer::Remus => load::upload(remus::upload(target).await?, size, window).await,
+                Peer::Remus | Peer::RemusWebSocket | Peer::RemusPoll | Peer::RemusEvents => {
+                    load::upload(remus::upload(target).await?, size, window).await
+                }
                 Peer::RawQuinn => {
                     load::upload(raw_quinn::upload(target).await?, size, window).await
                 }
@@ -255,7 +315,9 @@ pub(crate) async fn drive(
             }
         }
         Kind::Topic => match peer {
-            Peer::Remus => load::topic::<remus::Broker>(case, target, window).await,
+            Peer::Remus | Peer::RemusWebSocket | Peer::RemusPoll | Peer::RemusEvents => {
+                load::topic::<remus::Broker>(case, target, window).await
+            }
             Peer::Nats => load::topic::<nats::Dialler>(case, target, window).await,
             Peer::Zenoh => load::topic::<zenoh::Dialler>(case, target, window).await,
             _ => unsupported(peer, case),

@@ -97,7 +97,7 @@ impl Row {
         #[expect(clippy::cast_precision_loss, reason = "bytes of a run are below 2^52")]
         Self {
             case: case.kind.name(),
-            peer: peer.name(),
+            peer: peer.product(),
             carrier: peer.carrier(),
             runtime: if peer.brings_runtime() {
                 "own"
@@ -165,6 +165,7 @@ impl fmt::Display for Row {
         let Self {
             case,
             peer,
+            carrier,
             size,
             in_flight,
             count,
@@ -172,7 +173,7 @@ impl fmt::Display for Row {
         } = self;
         write!(
             f,
-            "{case} {size} B x{in_flight} n={count} {peer}: {:.0}/s",
+            "{case} {size} B x{in_flight} n={count} {peer} ({carrier}): {:.0}/s",
             self.per_s
         )?;
         if let (Some(p50), Some(p99)) = (self.p50_us, self.p99_us) {
@@ -246,7 +247,7 @@ impl Report {
             let _ = writeln!(out, "\n{case}, {}", case.runtime.name());
             let _ = writeln!(
                 out,
-                "  {:<10} {:>22} {:>11} {:>11} {:>11}  {:>9}  remus is",
+                "  {:<17} {:>22} {:>11} {:>11} {:>11}  {:>9}  remus is",
                 "", "", "p50 us", "p99 us", "CPU us", "disturbed"
             );
             for (peer, Median { row, spread }) in &medians {
@@ -271,7 +272,7 @@ impl Report {
                 };
                 let _ = writeln!(
                     out,
-                    "  {:<10} {:>12} {:<9} {:>11} {:>11} {:>11.2}  {disturbed:>9}  {ratio}",
+                    "  {:<17} {:>12} {:<9} {:>11} {:>11} {:>11.2}  {disturbed:>9}  {ratio}",
                     peer.name(),
                     number(figure.value),
                     figure.unit,

@@ -150,3 +150,27 @@ fn a_driver_without_a_server_fails_and_says_why() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("refused"), "{stderr}");
 }
+
+#[test]
+fn remus_is_measured_over_each_carrier_that_is_named() {
+    let names = ["webtransport", "websocket", "http-poll", "http-events"];
+    for case in ["unary", "stream"] {
+        let lines = lines(&bench(&[
+            &format!("--only={case}"),
+            "--peers=remus",
+            &format!("--carriers={}", names.join(",")),
+            "--in-flight=8",
+            "--size=300",
+            "--rounds=1",
+            "--seconds=0.5",
+        ]));
+        let carriers: Vec<_> = lines.iter().map(|line| &line["carrier"]).collect();
+        assert_eq!(carriers, names);
+        for line in &lines {
+            assert_eq!(line["peer"], "remus");
+            assert!(number(line, "per_s") > 0.0, "nothing was done: {line}");
+        }
+    }
+    let output = bench(&["--peers=tonic", "--carriers=websocket"]);
+    assert!(!output.status.success(), "there is nothing to carry");
+}

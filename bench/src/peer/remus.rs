@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use remus::{
-    Client, Overflow, Raw, RemoteSubscription, Reply, Request, Response, Router, Server, Service,
-    StreamSender, Streaming, SubscribeOptions, Trust,
+    Carrier, Client, Overflow, Raw, RemoteSubscription, Reply, Request, Response, Router, Server,
+    Service, StreamSender, Streaming, SubscribeOptions, Trust,
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -62,6 +62,7 @@ pub(crate) async fn serve(tls: &Files) -> Result<()> {
 pub(crate) struct Dialler {
     url: String,
     trust: Trust,
+    carrier: Carrier,
 }
 
 impl Dial for Dialler {
@@ -72,11 +73,14 @@ impl Dial for Dialler {
             // By address: looking a name up is a trip to another thread, and the others do not make it.
             url: format!("remus://{}", target.address),
             trust: Trust::from_pem_file(&target.tls.ca())?,
+            carrier: target.carrier,
         })
     }
 
     async fn connect(&self) -> Result<Client> {
-        let client = Client::builder(&self.url).trust(self.trust.clone());
+        let client = Client::builder(&self.url)
+            .trust(self.trust.clone())
+            .carriers([self.carrier]);
         Ok(client.connect().await?)
     }
 }

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remus::{TlsPolicy, Trust};
-use remus_node::web::WellKnown;
+use remus_node::web::{ConnectionFacts, WellKnown};
 use remus_security::{alpn, client_config};
 use support::{Running, start};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -118,6 +118,71 @@ async fn http2_answers_with_the_same_and_head_with_its_length() {
     *post.method_mut() = Method::POST;
     let answer = sender.send_request(post).await.unwrap();
     assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+}
+
+/// Everything that the page names is there, as what it says it is, and the page may reach its node alone.
+#[tokio::test]
+async fn the_dashboard_is_there_with_its_files_and_its_policy() {
+    let running = start();
+    let stream = tls(&running, alpn::TCP).await;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let mut page = String::new();
+    for (path, kind) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/app.js", "text/javascript; charset=utf-8"),
+        ("/style.css", "text/css; charset=utf-8"),
+        ("/icon.svg", "image/svg+xml"),
+    ] {
+        let answer = sender.send_request(request(&running, path)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        assert_eq!(answer.headers()["content-type"], kind, "{path}");
+        assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+        let policy = answer.headers()["content-security-policy"]
+            .to_str()
+            .unwrap();
+        for directive in [
+            "default-src 'none'",
+            "script-src 'self'",
+            "connect-src 'self'",
+        ] {
+            let mut directives = policy.split("; ");
+            assert!(directives.any(|one| one == directive), "{path}: {policy}");
+        }
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(!body.is_empty(), "{path}");
+        if path == "/" {
+            page = String::from_utf8(body.into()).unwrap();
+        } else {
+            assert!(
+                page.contains(&format!("\"{path}\"")),
+                "the page names {path}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_told_how_it_came() {
+    let running = start();
+    let stream = tls(&running, alpn::TCP).await;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let answer = sender
+        .send_request(request(&running, "/connection"))
+        .await
+        .unwrap();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let facts: ConnectionFacts = serde_json::from_slice(&body).unwrap();
+    assert_eq!(facts.http, "HTTP/2.0");
+    assert_eq!(facts.tls, "TLS 1.3");
+    assert_eq!(facts.key_exchange.as_deref(), Some("X25519MLKEM768"));
 }
 
 async fn http3(running: &Running) -> (quinn::Endpoint, remus_http3::Connection) {

@@ -290,9 +290,9 @@ async fn tell(name: &str, connection: &remus::Connection, output: &Output) {
             ConnectionStatus::Active => {
                 let before = std::mem::replace(&mut carrier, connection.carrier());
                 if let Some(since) = lost.take() {
-                    let gap = since.elapsed().as_secs_f64();
+                    let gap = since.elapsed().as_millis();
                     output.note(&format!(
-                        "goes on over {carrier} after {gap:.1} s, with nothing lost"
+                        "goes on over {carrier} after {gap} ms, with nothing lost"
                     ));
                 } else if carrier != before {
                     output.detail(&format!("goes on over {carrier} instead of {before}"));

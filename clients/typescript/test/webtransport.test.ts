@@ -240,24 +240,24 @@ describe("WebTransport", () => {
 		assert.deepEqual(transport.closedWith, { closeCode: errorCodes.MALFORMED, reason: "why" });
 	});
 
-	test("drop() resets the lane, and closes only when nobody takes it for the session's end any more", async (context) => {
-		context.mock.timers.enable({ apis: ["setTimeout"] });
+	test("drop() closes the carrier and not its session (TRANS-53)", async () => {
 		const { carrier, transport, ends } = await opened();
 		carrier.drop();
 		await new Promise((resolve) => setImmediate(resolve));
-		assert.equal(transport.aborted, true);
-		assert.equal(transport.cancelled, true);
-		assert.equal(transport.closedWith, undefined);
-		context.mock.timers.tick(60_000);
-		assert.equal(transport.closedWith, undefined);
-		context.mock.timers.tick(30_000);
-		assert.equal(transport.closedWith, "nothing");
+		assert.deepEqual(transport.closedWith, { closeCode: 3000, reason: "" });
 		assert.deepEqual(ends, []);
+	});
+
+	test("a close that is the carrier's alone is a lost carrier (TRANS-53)", async () => {
+		const { transport, ends, ended } = await opened();
+		transport.settleClosed({ closeCode: 3000, reason: "elsewhere" });
+		await ended;
+		assert.deepEqual(ends, [{ code: undefined, reason: "elsewhere" }]);
 	});
 
 	test("drop() before anything was begun closes at once", async () => {
 		const carrier = await openWebTransport(target("https://node.test:4433"), live);
 		carrier.drop();
-		assert.equal(made?.closedWith, "nothing");
+		assert.deepEqual(made?.closedWith, { closeCode: 3000, reason: "" });
 	});
 });

@@ -690,8 +690,8 @@ async fn read_lane(
         match end.take() {
             None => {}
             Some(Ok(())) => {
-                inner.lane_ended(&place);
-                if place.lane == LaneId::ZERO {
+                let loses_carrier = inner.lane_ended(&place);
+                if loses_carrier || place.lane == LaneId::ZERO {
                     lane_broke(&inner, &place, "the peer ended it and kept the link").await;
                 }
                 return;
@@ -1068,16 +1068,19 @@ impl Inner {
         core.handlers.insert(key, task.abort_handle());
     }
 
-    fn lane_ended(self: &Arc<Self>, place: &Place) {
-        {
+    /// The peer ended a lane. True where that says that the carrier is lost.
+    fn lane_ended(self: &Arc<Self>, place: &Place) -> bool {
+        let loses_carrier = {
             let mut core = self.lock();
             if core.session.attachment() != place.number {
-                return;
+                return false;
             }
             // An error has already become the session's end.
             let _ = core.session.handle_lane_end(place.lane);
-        }
+            core.session.is_resumable()
+        };
         self.pump();
+        loses_carrier
     }
 
     /// After bytes have left: there may be room for what waited.

@@ -171,6 +171,14 @@ async fn back_in_service(client: &Client) {
         .unwrap();
 }
 
+/// A session that stalls fails the test, and does not hold up all of them. Ten to fifty times what it takes.
+const STALLED: Duration = Duration::from_secs(300);
+
+async fn in_time(test: impl Future<Output = ()>) {
+    let ended = tokio::time::timeout(STALLED, test).await;
+    ended.expect("the session stalled");
+}
+
 /// How a carrier is taken from a session.
 enum Harm {
     /// By asking for it: dropped as if the network had broken, or left for another one.
@@ -313,12 +321,12 @@ async fn support_publisher(host: &Host) -> Client {
 
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_however_the_carrier_changes() {
-    everything_moves(&Carrier::ALL, Harm::Demand, 50, 48).await;
+    in_time(everything_moves(&Carrier::ALL, Harm::Demand, 50, 48)).await;
 }
 
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_however_the_network_fails() {
-    everything_moves(&Carrier::ALL, Harm::Network, 8, 16).await;
+    in_time(everything_moves(&Carrier::ALL, Harm::Network, 8, 16)).await;
 }
 
 /// Streams on several lanes move to a carrier that has one, and back to one that has many. Spec: CORE-93, CORE-101

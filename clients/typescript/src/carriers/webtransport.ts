@@ -14,11 +14,8 @@ import type { Bytes } from "../wire/bytes.js";
 
 /** Longest wait for `/.well-known/remus`, in ms: it is on this machine. */
 const WELL_KNOWN_MS = 2_000;
-/**
- * How long a carrier that was dropped stays, in ms, unless the acceptor closes it: longer than any session waits to be resumed, because a close
- * would say that the session has ended.
- */
-const DROPPED_MS = 90_000;
+/** Closes the carrier, and not its session. Spec: TRANS-53. */
+const CARRIER_ONLY = 3_000;
 /** Longest reason of a close, in bytes of UTF-8. Spec: TRANS-47. */
 const REASON_MAX = 1_024;
 
@@ -102,7 +99,6 @@ class WebTransportCarrier implements Carrier {
 	readonly #reader: ReadableStreamDefaultReader<Uint8Array>;
 	#sink: CarrierSink | undefined;
 	#buffered = 0;
-	#started = false;
 
 	constructor(
 		transport: Transport,
@@ -115,9 +111,8 @@ class WebTransportCarrier implements Carrier {
 
 	start(sink: CarrierSink): void {
 		this.#sink = sink;
-		this.#started = true;
 		this.#transport.closed.then(
-			({ closeCode = 0, reason = "" }) => this.#end({ code: closeCode, reason }),
+			({ closeCode = 0, reason = "" }) => this.#end({ code: closeCode === CARRIER_ONLY ? undefined : closeCode, reason }),
 			(error: unknown) => this.#end({ code: undefined, reason: String(error) }),
 		);
 		void this.#read();
@@ -169,11 +164,6 @@ class WebTransportCarrier implements Carrier {
 
 	drop(): void {
 		this.#sink = undefined;
-		// nothing was begun on it
-		if (!this.#started) return this.#transport.close();
-		// to close the session says that it has ended; a lane that was reset is a carrier that was lost
-		this.#writer.abort().catch(() => {});
-		this.#reader.cancel().catch(() => {});
-		setTimeout(() => this.#transport.close(), DROPPED_MS);
+		this.#transport.close({ closeCode: CARRIER_ONLY, reason: "" });
 	}
 }

@@ -53,11 +53,14 @@ impl Session {
     /// What the lane carried and did not end counts as reset with LOSS_OF_SESSION. The end of lane 0 is the end of the session: after
     /// this the driver calls [`Session::carrier_lost`] with what it knows.
     ///
+    /// Nothing of that holds for a session that [can be resumed](Session::is_resumable): there the end of any lane, wherever it comes, only
+    /// says that the carrier is lost, and the driver calls [`Session::suspend`]. What the lane did not carry to its end comes again.
+    ///
     /// # Errors
     ///
     /// As [`Session::handle_input`]: the lane ended within a frame.
     pub fn handle_lane_end(&mut self, lane: LaneId) -> Result<(), SessionError> {
-        if self.state.is_closed() || !self.resumption.is_attached() {
+        if self.state.is_closed() || !self.resumption.is_attached() || self.is_resumable() {
             return Ok(());
         }
         let Some(entry) = self.lane_mut(lane) else {

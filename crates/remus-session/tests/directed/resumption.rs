@@ -658,6 +658,39 @@ fn a_frame_that_was_cut_is_handed_on_once() {
     }
 }
 
+/// A peer that drops a carrier ends its lanes, whatever is under way on them.
+///
+/// Spec: TRANS-37, TRANS-38
+#[test]
+fn the_end_of_a_lane_takes_nothing_from_a_session_that_can_be_resumed() {
+    let element = whole(3, &element(9, payload(40_000)));
+    for lane in [0, 2] {
+        for taken in [0, 3, 20_000] {
+            let mut acceptor = acceptor_alone(SessionConfig::acceptor());
+            acceptor.feed_on(lane, &whole(3, &open_request(9))).unwrap();
+            acceptor.feed_on(lane, &element[..taken]).unwrap();
+            for ended in [lane, LaneId::ZERO.0] {
+                acceptor.session.handle_lane_end(LaneId(ended)).unwrap();
+            }
+            let incoming = acceptor.incoming();
+            cut(&mut acceptor);
+            let before = acceptor.session.statistics().bytes_out;
+            ask(&mut acceptor, TOKENS[0], &[(0, before)], TOKENS[1]).unwrap();
+            acceptor.sent();
+            acceptor.feed(&element).unwrap();
+            acceptor.feed(&whole(3, &stream_end(9))).unwrap();
+            let Some(Received::Element(message)) = acceptor.session.recv(incoming.call) else {
+                panic!("lane {lane} ended behind {taken} bytes, and the call with it")
+            };
+            assert!(message.payload == payload(40_000));
+            assert!(matches!(
+                acceptor.session.recv(incoming.call),
+                Some(Received::End(None))
+            ));
+        }
+    }
+}
+
 /// Spec: CORE-102
 #[test]
 fn a_request_whose_answer_was_lost_is_answered_again() {
